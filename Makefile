@@ -1,0 +1,62 @@
+# `make` alone lists the targets.
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+UV := $(VENV)/bin/uv
+PY := $(VENV)/bin/python
+export PYTHONPATH := $(CURDIR)
+
+.PHONY: help demo ui test lint types format lock clean compose-check
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 16
+
+demo: $(VENV)/.installed  ## Install, make a bucket and a model, and run the pipeline twice
+	@$(PY) -m demo
+
+ui: $(VENV)/.installed  ## Airflow in the browser, with the demo's data
+	@$(PY) -m demo.ui
+
+test: $(VENV)/.installed-dev lint types  ## Lint, types and all tests
+	$(PY) -m pytest
+
+lint: $(VENV)/.installed-dev  ## ruff
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: $(VENV)/.installed-dev  ## mypy --strict
+	$(VENV)/bin/mypy
+
+format: $(VENV)/.installed-dev  ## Let ruff mend what it can
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+compose-check: $(VENV)/.installed-dev  ## Check docker-compose.yaml and its environment
+	$(PY) -m pytest tests/unit/test_compose.py
+
+# requirements-uv.txt comes first in a new environment, so it is compiled by the uv that is there.
+lock: $(UV)  ## Pin every package with hashes, for Python 3.11, 3.12 and 3.13
+	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate \
+		--custom-compile-command "make lock" requirements.in -o requirements.txt
+	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate \
+		--custom-compile-command "make lock" requirements-dev.in -o requirements-dev.txt
+	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate \
+		--custom-compile-command "make lock" requirements-uv.in -o requirements-uv.txt
+
+clean:  ## Remove what the demo and the tests left; the environment stays
+	rm -rf var .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(UV): requirements-uv.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed, and none is on the PATH. Set PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q --disable-pip-version-check --require-hashes -r requirements-uv.txt
+	@touch $(UV)
+
+$(VENV)/.installed: $(UV) requirements.txt
+	$(UV) pip install -q --python $(PY) --require-hashes -r requirements.txt
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
+	$(UV) pip install -q --python $(PY) --require-hashes -r requirements-dev.txt
+	@touch $@

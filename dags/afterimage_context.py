@@ -1,0 +1,66 @@
+"""From Airflow's context to the program's own values: which run this is, what was asked for, which secrets apply."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow.sdk import Connection, get_current_context
+from airflow.sdk.exceptions import AirflowException, AirflowRuntimeError
+
+from tasks.plan import RunRequest
+from tasks.settings import Pipeline, Settings, load_settings
+
+
+def current_request(pipeline: Pipeline) -> RunRequest:
+    """The run that the current task belongs to. A run without a logical date has no interval in its context."""
+    from tasks.cache.runs import RunKey
+    from tasks.storage.location import parse_location
+    from tasks.window import resolve
+
+    context: Any = get_current_context()
+    params, dag_run = context["params"], context["dag_run"]
+    run_type = str(getattr(dag_run.run_type, "value", dag_run.run_type))
+    window = resolve(
+        run_type=run_type,
+        window_start=params.get("window_start"),
+        window_end=params.get("window_end"),
+        data_interval_start=context.get("data_interval_start"),
+        data_interval_end=context.get("data_interval_end"),
+        templated=parse_location(pipeline.images).template is not None,
+        lookback_days=pipeline.lookback_days,
+    )
+    return RunRequest(
+        key=RunKey(dag_run.dag_id, dag_run.run_id),
+        run_type=run_type,
+        pipeline=pipeline,
+        name=pipeline.name,
+        window=window,
+        force=params["force"],
+        limit=params["limit"],
+        dry_run=params["dry_run"],
+    )
+
+
+def current_settings() -> Settings:
+    """The environment's settings; the Connections afterimage_database and afterimage_storage win over them."""
+    overrides: dict[str, Any] = {}
+    database = _connection("afterimage_database")
+    if database is not None:
+        overrides["database"] = database.get_uri()
+    storage = _connection("afterimage_storage")
+    if storage is not None:
+        extra = storage.extra_dejson
+        overrides |= {
+            "s3_access_key": storage.login or None,
+            "s3_secret_key": storage.password or None,
+            "s3_endpoint": extra.get("endpoint_url"),
+            "s3_region": extra.get("region_name"),
+        }
+    return load_settings(**{key: value for key, value in overrides.items() if value is not None})
+
+
+def _connection(name: str) -> Connection | None:
+    try:
+        return Connection.get(name)  # type: ignore[no-any-return]
+    except (AirflowException, AirflowRuntimeError):
+        return None

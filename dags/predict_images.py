@@ -1,0 +1,182 @@
+"""### Predict new images, once per model
+
+One DAG for each table in `pipelines.toml`. It lists the images of the pipeline, drops those whose prediction is already
+in the cache, predicts the rest in shards on the `gpu` pool and upserts what comes back. Running it again costs a listing.
+
+| start it | what it looks at |
+|---|---|
+| by schedule | everything under the prefix; over a date template the days of its interval and `lookback_days` before |
+| by backfill | the days of each run's data interval, by LastModified or by the date template |
+| by hand | everything, unless `window_start` or `window_end` is given |
+
+**Params.** `window_start` and `window_end` bound the objects by LastModified, end exclusive (over a date template they
+pick days). `force` predicts again what is in the cache: with a backfill of *All Runs*, give `{"force": true}`, or the
+cache answers and nothing is recomputed. `limit` predicts at most so many new images and defers the rest. `dry_run`
+lists and deduplicates, logs the counts and the expected time, and stops.
+
+**Counts.** `listed = cached + known_bad + deferred + reused + predicted + failed + vanished`; the run checks this before it
+calls itself a success, and returns the counts as its result.
+
+**When a task fails.** Clear it: a shard goes on after its last commit. Should it say so, clear `list_images` instead: the
+run then starts anew, and the cache keeps what was predicted. `TooManyFailures` means that everything was committed and
+more than `max_failure_rate` of the images were bad: `./afterimage failures` lists them.
+
+Settings come from `AFTERIMAGE_*` and from the Connections `afterimage_database` and `afterimage_storage`, which win.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from afterimage_context import current_request, current_settings
+from airflow.sdk import (
+    DAG,
+    Asset,
+    CronDataIntervalTimetable,
+    ExceptionRetryPolicy,
+    Param,
+    RetryAction,
+    RetryRule,
+    dag,
+    get_current_context,
+    task,
+)
+from airflow.sdk.exceptions import AirflowSkipException
+
+from tasks.errors import ConfigurationError, InvariantViolation, ModelChanged, StagingLost, TooManyFailures
+from tasks.settings import Pipeline, load_pipelines, load_settings
+
+POOL = os.environ.get("AFTERIMAGE_POOL", "gpu")
+QUEUE = os.environ.get("AFTERIMAGE_QUEUE", "gpu")
+
+# Trying again cannot mend these; all else is tried again.
+LASTING = (ConfigurationError, ModelChanged, StagingLost, InvariantViolation, TooManyFailures)
+
+PARAMS = {
+    "window_start": Param(
+        None,
+        type=["null", "string"],
+        format="date-time",
+        title="Window start",
+        description_md="Only images modified at this moment or later. Empty: no bound.",
+    ),
+    "window_end": Param(
+        None,
+        type=["null", "string"],
+        format="date-time",
+        title="Window end",
+        description_md="Only images modified **before** this moment. Empty: no bound.",
+    ),
+    "force": Param(
+        False, type="boolean", title="Recompute", description_md="Predict again what is in the cache already."
+    ),
+    "limit": Param(
+        None,
+        type=["null", "integer"],
+        minimum=1,
+        title="Limit",
+        description_md="Predict at most so many new images; the rest is deferred to the next run.",
+    ),
+    "dry_run": Param(
+        False,
+        type="boolean",
+        title="Dry run",
+        description_md="List and deduplicate, log the counts and the expected time, and stop.",
+    ),
+}
+
+
+def build(pipeline: Pipeline) -> DAG:
+    """The DAG of one pipeline."""
+    predictions = Asset(name=f"predictions_{pipeline.name}", uri=f"x-afterimage://predictions/{pipeline.name}")
+    shard_timeout = timedelta(seconds=max(3600.0, 12 * pipeline.shard_seconds))
+
+    @dag(
+        dag_id=f"predict_{pipeline.name}",
+        # A bare cron string has an interval of zero width in Airflow 3, and a backfill would find nothing.
+        schedule=CronDataIntervalTimetable(pipeline.schedule, timezone="UTC") if pipeline.schedule else None,
+        start_date=datetime(2020, 1, 1, tzinfo=UTC),
+        catchup=False,
+        max_active_runs=1,
+        dagrun_timeout=timedelta(days=3),
+        default_args={
+            "retries": 3,
+            "retry_delay": timedelta(seconds=30),
+            "retry_exponential_backoff": 2.0,
+            "max_retry_delay": timedelta(minutes=10),
+            "retry_policy": ExceptionRetryPolicy(
+                rules=[RetryRule(exception=error, action=RetryAction.FAIL) for error in LASTING]
+            ),
+            "execution_timeout": timedelta(hours=6),
+        },
+        params=PARAMS,
+        tags=["afterimage"],
+        doc_md=__doc__,
+    )
+    def predict() -> Any:
+        @task
+        def list_images() -> dict[str, int]:
+            from tasks import road
+
+            settings = current_settings()
+            return road.list_images(current_request(pipeline), settings, road.open_cache(settings, _timeout()))
+
+        @task
+        def deduplicate() -> list[dict[str, Any]]:
+            from tasks import road
+
+            settings = current_settings()
+            shards = road.deduplicate(current_request(pipeline), settings, road.open_cache(settings, _timeout()))
+            return [shard.to_dict() for shard in shards]
+
+        @task(pool=POOL, queue=QUEUE, execution_timeout=shard_timeout, map_index_template="{{ shard_label }}")
+        def predict_and_upsert(shard: dict[str, Any]) -> dict[str, int]:
+            from tasks import road
+            from tasks.plan import ShardDescriptor
+
+            descriptor, settings = ShardDescriptor.from_dict(shard), current_settings()
+            get_current_context()["shard_label"] = descriptor.label  # type: ignore[typeddict-unknown-key]
+            return road.predict_shard(descriptor, settings, road.open_cache(settings, _timeout()))
+
+        @task(trigger_rule="none_failed", outlets=[predictions])
+        def publish_run() -> dict[str, Any]:
+            from tasks import road
+
+            context: Any = get_current_context()
+            request, settings = current_request(pipeline), current_settings()
+            engine = road.open_cache(settings, _timeout())
+            if request.dry_run:
+                # A skipped task emits no asset event; its counts are still the result of the run.
+                context["ti"].xcom_push("return_value", road.report_dry_run(request, settings, engine))
+                raise AirflowSkipException("This was a dry run: nothing was predicted, and its staging is removed.")
+            counts = road.publish_run(request, settings, engine)
+            context["outlet_events"][predictions].extra = counts
+            return counts
+
+        @task
+        def close_run() -> dict[str, Any] | None:
+            from tasks import road
+
+            return road.close_run(current_request(pipeline), current_settings())
+
+        shards = deduplicate()
+        published = publish_run()
+        list_images() >> shards
+        predict_and_upsert.expand(shard=shards) >> published
+        # A teardown cannot hide a failed shard from Airflow: the state of the run does not ask for it.
+        published >> close_run().as_teardown()
+        return published
+
+    return predict()
+
+
+def _timeout() -> timedelta | None:
+    """The database stops a statement when Airflow stops its task."""
+    context: Any = get_current_context()
+    return context["task"].execution_timeout  # type: ignore[no-any-return]
+
+
+for _pipeline in load_pipelines(load_settings().pipelines).values():
+    build(_pipeline)

@@ -1,0 +1,1 @@
+"""The program: from objects in storage to predictions in SQL. It knows no Airflow."""

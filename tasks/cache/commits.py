@@ -1,0 +1,314 @@
+"""One transaction of a shard: predictions, images, failures and outcomes together. The rows are the checkpoint.
+
+Rows are written in the order of their keys, table after table, so that two runs over the same images wait for each
+other and never deadlock.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from sqlalchemy import Connection, Engine, bindparam, delete, select, tuple_, update
+
+from tasks.cache.database import writing
+from tasks.cache.runs import Staging, check_generation, insert, now
+from tasks.cache.schema import failure, image, prediction, shard, work_item
+from tasks.storage.base import ImageObject
+
+CHUNK = 500
+
+# A failure that may pass is tried again after 1, 2, 4, ... hours, at most a week.
+FIRST_RETRY = timedelta(hours=1)
+LONGEST_RETRY = timedelta(days=7)
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A prediction: label indices with scores, best first, and how sure the model is.
+
+    `margin` is the best score minus the second, `entropy` the Shannon entropy of all scores in nats.
+    """
+
+    label_index: int
+    label: str
+    score: float
+    margin: float
+    entropy: float
+    top_k: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Why an image could not be predicted. A permanent reason is never tried again with this decoder."""
+
+    reason: str
+    message: str
+    permanent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What became of one listed object.
+
+    `image` is the object as it was read (it may have been overwritten since the listing), or as it was listed where
+    the read failed; None where it vanished.
+    With `scored` the outcome is predicted or reused, whichever the insert tells; with `failed` it is failed; with a
+    digest alone it is reused; with none of them it vanished.
+    """
+
+    key: str
+    image: ImageObject | None = None
+    digest: bytes | None = None
+    scored: Scored | None = None
+    failed: Failed | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Where a shard's commits belong."""
+
+    staging: Staging
+    shard: int
+    model_no: int
+    decoder: str
+    force: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What this attempt did since its last commit, and its seconds since it began."""
+
+    reads: int
+    forward_passes: int
+    seconds: float
+    stage_seconds: Mapping[str, float]
+    device: str
+
+
+def commit(engine: Engine, scope: Scope, finished: Sequence[Finished], progress: Progress) -> dict[str, str]:
+    """Write everything in one transaction; return {key: outcome} for the rows that this commit closed.
+
+    Rows that another attempt of the shard has closed already are passed over. Raises StaleGeneration.
+    """
+    with writing(engine) as connection:
+        row = check_generation(connection, scope.staging, shared=True)
+        still_open = _open_keys(connection, scope.staging, [item.key for item in finished])
+        mine = sorted((item for item in finished if item.key in still_open), key=lambda item: item.key)
+        won = _insert_predictions(connection, scope, mine)
+        outcomes = {item.key: _outcome(item, won) for item in mine}
+        _upsert_images(connection, row.source_no, mine)
+        _quarantine(connection, scope, row.source_no, mine)
+        _close_rows(connection, scope.staging, outcomes)
+        _advance(connection, scope, progress)
+    return outcomes
+
+
+def _outcome(item: Finished, won: set[bytes]) -> str:
+    if item.failed is not None:
+        return "failed"
+    if item.digest is None:
+        return "vanished"
+    if item.scored is None:
+        return "reused"
+    if item.digest in won:
+        won.remove(item.digest)
+        return "predicted"
+    return "reused"
+
+
+def _open_keys(connection: Connection, staging: Staging, keys: Sequence[str]) -> set[str]:
+    found: set[str] = set()
+    ordered = sorted(keys)
+    for start in range(0, len(ordered), CHUNK):
+        rows = (
+            select(work_item.c.key)
+            .where(
+                work_item.c.run_no == staging.run_no,
+                work_item.c.generation == staging.generation,
+                work_item.c.key.in_(ordered[start : start + CHUNK]),
+                work_item.c.outcome.is_(None),
+            )
+            .order_by(work_item.c.key)
+            .with_for_update()
+        )
+        found.update(key for (key,) in connection.execute(rows))
+    return found
+
+
+def _insert_predictions(connection: Connection, scope: Scope, finished: Iterable[Finished]) -> set[bytes]:
+    """Insert what is new and return the digests whose row this run made. With force, rows of other runs give way."""
+    by_digest = {item.digest: item.scored for item in finished if item.digest is not None and item.scored is not None}
+    run_no, moment = scope.staging.run_no, now()
+    rows = [
+        {
+            "model_no": scope.model_no,
+            "digest": digest,
+            "label_index": scored.label_index,
+            "label": scored.label,
+            "score": scored.score,
+            "margin": scored.margin,
+            "entropy": scored.entropy,
+            "top_k": json.dumps([{"label": label, "score": score} for label, score in scored.top_k]),
+            "run_no": run_no,
+            "predicted_at": moment,
+        }
+        for digest, scored in sorted(by_digest.items())
+    ]
+    if not rows:
+        return set()
+    statement = insert(connection, prediction)
+    conflict = ["model_no", "digest"]
+    if scope.force:
+        fresh = {name: statement.excluded[name] for name in rows[0] if name not in conflict}
+        statement = statement.on_conflict_do_update(
+            index_elements=conflict, set_=fresh, where=prediction.c.run_no != run_no
+        )
+    else:
+        statement = statement.on_conflict_do_nothing(index_elements=conflict)
+    return {bytes(digest) for (digest,) in connection.execute(statement.returning(prediction.c.digest), rows)}
+
+
+def _upsert_images(connection: Connection, source_no: int, finished: Iterable[Finished]) -> None:
+    """Record (key, etag) -> digest where it differs; mark what vanished."""
+    moment = now()
+    rows = [
+        {
+            "source_no": source_no,
+            "key": item.image.key,
+            "etag": item.image.etag,
+            "size": item.image.size,
+            "last_modified": item.image.last_modified,
+            "digest": item.digest,
+            "recorded_at": moment,
+            "deleted_at": None,
+        }
+        for item in finished
+        if item.image is not None and item.digest is not None and item.failed is None
+    ]
+    if rows:
+        statement = insert(connection, image)
+        new = statement.excluded
+        differs = (
+            (image.c.etag != new.etag)
+            | (image.c.digest != new.digest)
+            | (image.c.last_modified != new.last_modified)
+            | image.c.deleted_at.is_not(None)
+        )
+        fresh = {name: new[name] for name in rows[0] if name not in ("source_no", "key")}
+        connection.execute(
+            statement.on_conflict_do_update(index_elements=["source_no", "key"], set_=fresh, where=differs), rows
+        )
+    gone = [item.key for item in finished if item.digest is None and item.failed is None]
+    for start in range(0, len(gone), CHUNK):
+        connection.execute(
+            update(image)
+            .where(
+                image.c.source_no == source_no,
+                image.c.key.in_(gone[start : start + CHUNK]),
+                image.c.deleted_at.is_(None),
+            )
+            .values(deleted_at=moment)
+        )
+
+
+def _quarantine(connection: Connection, scope: Scope, source_no: int, finished: Sequence[Finished]) -> None:
+    """Write the failures, and drop those that a success or a newer upload under the key has made obsolete."""
+    for start in range(0, len(finished), CHUNK):
+        chunk = finished[start : start + CHUNK]
+        failed = [(item.image, item.failed) for item in chunk if item.failed is not None and item.image is not None]
+        obsolete = delete(failure).where(
+            failure.c.source_no == source_no,
+            failure.c.model_no == scope.model_no,
+            failure.c.key.in_([item.key for item in chunk]),
+        )
+        if failed:
+            kept = [(found.key, found.etag) for found, _ in failed]
+            obsolete = obsolete.where(tuple_(failure.c.key, failure.c.etag).not_in(kept))
+        connection.execute(obsolete)
+        for found, why in failed:
+            _upsert_failure(connection, scope, source_no, found, why)
+
+
+def _upsert_failure(connection: Connection, scope: Scope, source_no: int, found: ImageObject, failed: Failed) -> None:
+    moment = now()
+    where = {"source_no": source_no, "key": found.key, "etag": found.etag, "model_no": scope.model_no}
+    before = connection.execute(
+        select(failure.c.attempts).where(*(failure.c[name] == value for name, value in where.items()))
+    ).scalar_one_or_none()
+    attempts = (before or 0) + 1
+    state = {
+        "reason": failed.reason,
+        "message": failed.message[:2000],
+        "decoder": scope.decoder,
+        "attempts": attempts,
+        "next_retry_at": None if failed.permanent else moment + retry_delay(attempts),
+        "last_failed_at": moment,
+        "run_no": scope.staging.run_no,
+    }
+    connection.execute(
+        insert(connection, failure)
+        .values(**where, **state, first_failed_at=moment)
+        .on_conflict_do_update(index_elements=list(where), set_=state)
+    )
+
+
+def retry_delay(attempts: int) -> timedelta:
+    """How long a failure that may pass rests after so many attempts."""
+    return LONGEST_RETRY if attempts > 10 else min(LONGEST_RETRY, FIRST_RETRY * 2 ** (attempts - 1))
+
+
+def _close_rows(connection: Connection, staging: Staging, outcomes: Mapping[str, str]) -> None:
+    if not outcomes:
+        return
+    statement = (
+        update(work_item)
+        .where(
+            work_item.c.run_no == staging.run_no,
+            work_item.c.generation == staging.generation,
+            work_item.c.key == bindparam("closed_key"),
+        )
+        .values(outcome=bindparam("closed_outcome"))
+    )
+    connection.execute(statement, [{"closed_key": key, "closed_outcome": outcome} for key, outcome in outcomes.items()])
+
+
+def _advance(connection: Connection, scope: Scope, progress: Progress) -> None:
+    """Add to the shard's counts what this attempt did, in the transaction that makes it last."""
+    connection.execute(
+        update(shard)
+        .where(
+            shard.c.run_no == scope.staging.run_no,
+            shard.c.generation == scope.staging.generation,
+            shard.c.shard == scope.shard,
+        )
+        .values(
+            device=progress.device,
+            reads=shard.c.reads + progress.reads,
+            forward_passes=shard.c.forward_passes + progress.forward_passes,
+            seconds=progress.seconds,
+            stage_seconds=json.dumps(dict(progress.stage_seconds)),
+            updated_at=now(),
+        )
+    )
+
+
+def record_time(engine: Engine, scope: Scope, progress: Progress) -> None:
+    """At the end of an attempt: the seconds of its last commit are known only now."""
+    with writing(engine) as connection:
+        check_generation(connection, scope.staging, shared=True)
+        _advance(connection, scope, progress)
+
+
+def time_spent(connection: Connection, scope: Scope) -> tuple[float, dict[str, float]]:
+    """Seconds, and seconds by stage, that earlier attempts of this shard committed."""
+    row = connection.execute(
+        select(shard.c.seconds, shard.c.stage_seconds).where(
+            shard.c.run_no == scope.staging.run_no,
+            shard.c.generation == scope.staging.generation,
+            shard.c.shard == scope.shard,
+        )
+    ).one_or_none()
+    return (0.0, {}) if row is None else (row.seconds, json.loads(row.stage_seconds))

@@ -1,0 +1,114 @@
+"""Engines and transactions, alike for SQLite and PostgreSQL.
+
+`reading` and `writing` are the only ways to a connection. A writer on SQLite begins IMMEDIATE: a transaction that
+reads first and writes later would be refused at once, whatever the busy time-out says.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, OperationalError
+
+from tasks.cache.schema import SCHEMA
+from tasks.errors import ConfigurationError, DatabaseUnavailable
+
+BUSY_TIMEOUT = timedelta(seconds=60)
+
+
+def connect(url: str, statement_timeout: timedelta | None = None) -> Engine:
+    """An engine for a database URL; PostgreSQL goes through psycopg 3.
+
+    `statement_timeout` bounds every statement in PostgreSQL, so that a killed task leaves no query running.
+    Raises ConfigurationError for URLs of other databases.
+    """
+    parsed = _parse(url)
+    if parsed.get_backend_name() == "sqlite":
+        return _sqlite(parsed)
+    options = (
+        "" if statement_timeout is None else f"-c statement_timeout={int(statement_timeout.total_seconds() * 1000)}"
+    )
+    return create_engine(
+        parsed,
+        pool_pre_ping=True,
+        connect_args={"options": options, "connect_timeout": 10, "application_name": "afterimage"},
+    )
+
+
+def is_sqlite(engine: Engine | Connection) -> bool:
+    """Whether this is SQLite, which is for one host and migrates itself."""
+    return engine.dialect.name == "sqlite"
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """A connection for reads; what is written on it is rolled back."""
+    with _named(engine), engine.connect() as connection:
+        yield connection
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """One transaction: committed at the end of the block, rolled back where it raises."""
+    with _named(engine), engine.execution_options(writes=True).begin() as connection:
+        yield connection
+
+
+@contextmanager
+def _named(engine: Engine) -> Iterator[None]:
+    """Say which database cannot be reached; its password stays hidden."""
+    try:
+        yield
+    except OperationalError as error:
+        if (
+            error.connection_invalidated
+            or "connection" in str(error.orig).lower()
+            or "unable to open" in str(error.orig)
+        ):
+            where = engine.url.render_as_string(hide_password=True)
+            raise DatabaseUnavailable(
+                f"The database {where} cannot be reached: {error.orig}. Start it, or correct AFTERIMAGE_DATABASE."
+            ) from error
+        raise
+
+
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise ConfigurationError(
+            "AFTERIMAGE_DATABASE is not a database URL. Write sqlite:////path/file.db or postgresql://user:password@host/name."
+        ) from None
+    if parsed.drivername in ("postgres", "postgresql", "postgresql+psycopg2"):
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+        raise ConfigurationError(f"AFTERIMAGE_DATABASE names {parsed.drivername!r}. Use sqlite or postgresql.")
+    return parsed
+
+
+def _sqlite(url: URL) -> Engine:
+    if url.database and url.database != ":memory:":
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT.total_seconds(), "isolation_level": None})
+    engine = engine.execution_options(schema_translate_map={SCHEMA: None})
+    event.listen(engine, "connect", _configure_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _configure_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
+    # WAL lets readers and one writer work at the same time; NORMAL loses no committed row when a process is killed.
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writes = connection.get_execution_options().get("writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -1,0 +1,39 @@
+"""The model row, and which digests it has predicted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from sqlalchemy import Connection, Engine, select
+
+from tasks.cache.database import reading
+from tasks.cache.runs import insert, now
+from tasks.cache.schema import model, prediction
+
+CHUNK = 500
+
+
+def register_model(connection: Connection, model_id: str, name: str, version: str, spec: Mapping[str, Any]) -> int:
+    """The number of a model; a new one gets a row with its whole spec. The first name that it had stays."""
+    values = {"model_id": model_id, "name": name, "version": version, "created_at": now()}
+    connection.execute(
+        insert(connection, model).values(**values, spec=json.dumps(spec, sort_keys=True)).on_conflict_do_nothing()
+    )
+    return int(connection.execute(select(model.c.model_no).where(model.c.model_id == model_id)).scalar_one())
+
+
+def predicted_digests(engine: Engine, model_no: int, digests: Collection[bytes], run_no: int | None) -> set[bytes]:
+    """Which of these digests have a prediction of this model; with `run_no`, one that this very run made."""
+    found: set[bytes] = set()
+    ordered = sorted(digests)
+    with reading(engine) as connection:
+        for start in range(0, len(ordered), CHUNK):
+            wanted = select(prediction.c.digest).where(
+                prediction.c.model_no == model_no, prediction.c.digest.in_(ordered[start : start + CHUNK])
+            )
+            if run_no is not None:
+                wanted = wanted.where(prediction.c.run_no == run_no)
+            found.update(bytes(digest) for (digest,) in connection.execute(wanted))
+    return found

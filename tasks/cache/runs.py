@@ -1,0 +1,239 @@
+"""The run row: opened by list_images, closed by publish_run or by the teardown.
+
+A run is known by (dag_id, run_id). Each attempt of list_images raises its generation and drops the older staging;
+whoever still works on the older one finds his commits refused.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Engine, Row, delete, func, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from tasks.cache.database import is_sqlite, reading, writing
+from tasks.cache.schema import pipeline, run, shard, source, work_item
+from tasks.errors import RunError, StagingLost, StaleGeneration
+from tasks.window import Window
+
+OUTCOMES = ("cached", "known_bad", "deferred", "reused", "predicted", "failed", "vanished")
+
+RUNNING, SUCCESS, FAILED = "running", "success", "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class RunKey:
+    """What Airflow calls a run; the command line uses dag_id `cli` and a UUID."""
+
+    dag_id: str
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Staging:
+    """The staging of one attempt of list_images; every later step carries it."""
+
+    run_no: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunStart:
+    """What is known when a run begins."""
+
+    key: RunKey
+    run_type: str
+    pipeline: str | None
+    source: str
+    prefix: str
+    window: Window
+    force: bool
+
+
+def now() -> datetime:
+    """The moment, in UTC."""
+    return datetime.now(UTC)
+
+
+def insert(connection: Connection | Engine, table: Any) -> Any:
+    """INSERT with ON CONFLICT, in the dialect at hand."""
+    return sqlite.insert(table) if is_sqlite(connection) else postgresql.insert(table)
+
+
+def open_run(engine: Engine, start: RunStart) -> Staging:
+    """Write the run row, or raise the generation of the one that is there and drop its older staging."""
+    with writing(engine) as connection:
+        values = {
+            "dag_id": start.key.dag_id,
+            "run_id": start.key.run_id,
+            "pipeline": start.pipeline,
+            "run_type": start.run_type,
+            "source_no": source_number(connection, start.source),
+            "prefix": start.prefix,
+            "model_no": None,
+            "state": RUNNING,
+            "message": None,
+            "window_start": start.window.start,
+            "window_end": start.window.end,
+            "force": start.force,
+            "started_at": now(),
+            "finished_at": None,
+            **dict.fromkeys(("listed", "ignored", "open", "reads", "forward_passes", *OUTCOMES), 0),
+            "seconds": 0.0,
+            "stage_seconds": "{}",
+        }
+        statement = insert(connection, run).values(**values, generation=1)
+        statement = statement.on_conflict_do_update(
+            index_elements=["dag_id", "run_id"], set_={**values, "generation": run.c.generation + 1}
+        )
+        found = connection.execute(statement.returning(run.c.run_no, run.c.generation)).one()
+        for table in (work_item, shard):
+            connection.execute(
+                delete(table).where(table.c.run_no == found.run_no, table.c.generation < found.generation)
+            )
+        return Staging(found.run_no, found.generation)
+
+
+def source_number(connection: Connection, uri: str) -> int:
+    """The number of a source; a new one gets a row."""
+    connection.execute(insert(connection, source).values(uri=uri).on_conflict_do_nothing())
+    return int(connection.execute(select(source.c.source_no).where(source.c.uri == uri)).scalar_one())
+
+
+def find_staging(engine: Engine, key: RunKey) -> Staging:
+    """The newest staging of a run. Raises StagingLost where list_images has not run."""
+    with reading(engine) as connection:
+        found = connection.execute(
+            select(run.c.run_no, run.c.generation).where(run.c.dag_id == key.dag_id, run.c.run_id == key.run_id)
+        ).one_or_none()
+    if found is None:
+        raise StagingLost(f"The run {key.dag_id} {key.run_id} has no staging in this database. Clear list_images.")
+    return Staging(found.run_no, found.generation)
+
+
+def check_generation(connection: Connection, staging: Staging, *, shared: bool = False) -> Row[Any]:
+    """The run row, locked against a newer list_images until the transaction ends. Raises StaleGeneration.
+
+    Shards commit side by side, so they share the lock; whoever writes the run row takes it alone.
+    """
+    row = connection.execute(
+        select(run).where(run.c.run_no == staging.run_no).with_for_update(read=shared)
+    ).one_or_none()
+    if row is None or row.generation != staging.generation:
+        raise StaleGeneration(
+            f"list_images of this run ran again (generation {row.generation if row else 'gone'}, this worker has "
+            f"{staging.generation}). Nothing of this worker is committed; the newer tasks do the work."
+        )
+    return row
+
+
+def count_listed(connection: Connection, staging: Staging, listed: int, ignored: int) -> None:
+    """Add one page to what the run has seen, in the transaction that stages the page."""
+    connection.execute(
+        update(run)
+        .where(run.c.run_no == staging.run_no, run.c.generation == staging.generation)
+        .values(listed=run.c.listed + listed, ignored=run.c.ignored + ignored)
+    )
+
+
+def tally(engine: Engine, staging: Staging) -> dict[str, Any]:
+    """The run as its rows show it: the outcomes counted, the shards' reads, forward passes and seconds added up."""
+    with reading(engine) as connection:
+        row = connection.execute(select(run).where(run.c.run_no == staging.run_no)).one()
+        mine = (work_item.c.run_no == staging.run_no, work_item.c.generation == staging.generation)
+        outcomes = count_outcomes(connection, *mine)
+        shards = connection.execute(
+            select(shard).where(shard.c.run_no == staging.run_no, shard.c.generation == staging.generation)
+        ).all()
+    stages: dict[str, float] = {}
+    for part in shards:
+        for stage, seconds in json.loads(part.stage_seconds).items():
+            stages[stage] = stages.get(stage, 0.0) + seconds
+    finished = row.finished_at or now()
+    return {
+        "dag_id": row.dag_id,
+        "run_id": row.run_id,
+        "pipeline": row.pipeline,
+        "state": row.state,
+        "listed": row.listed,
+        "ignored": row.ignored,
+        **{name: outcomes.get(name, 0) for name in (*OUTCOMES, "open")},
+        "reads": sum(part.reads for part in shards),
+        "forward_passes": sum(part.forward_passes for part in shards),
+        "seconds": (finished - row.started_at).total_seconds(),
+        "stage_seconds": {stage: round(seconds, 3) for stage, seconds in stages.items()},
+    }
+
+
+def count_outcomes(connection: Connection, *where: ColumnElement[bool]) -> dict[str, int]:
+    """{outcome: rows} of some staging, with `open` for the rows that have none."""
+    outcome = work_item.c.outcome
+    counts = connection.execute(select(outcome, func.count()).where(*where).group_by(outcome)).tuples()
+    return {name or "open": count for name, count in counts}
+
+
+def close_run(engine: Engine, staging: Staging, counts: dict[str, Any], state: str, message: str | None) -> None:
+    """Write the counts into the run row, replacing what was there, and make its model the pipeline's current one.
+
+    Raises StaleGeneration where list_images ran again meanwhile.
+    """
+    with writing(engine) as connection:
+        row = check_generation(connection, staging)
+        columns = ("open", "reads", "forward_passes", *OUTCOMES)
+        connection.execute(
+            update(run)
+            .where(run.c.run_no == staging.run_no)
+            .values(
+                **{name: counts[name] for name in columns},
+                state=state,
+                message=message,
+                seconds=counts["seconds"],
+                stage_seconds=json.dumps(counts["stage_seconds"]),
+                finished_at=row.finished_at or row.started_at + timedelta(seconds=counts["seconds"]),
+            )
+        )
+        if state == SUCCESS and row.pipeline is not None and row.model_no is not None:
+            _point_pipeline(connection, row)
+
+
+def _point_pipeline(connection: Connection, row: Row[Any]) -> None:
+    values = {"source_no": row.source_no, "prefix": row.prefix, "model_no": row.model_no}
+    statement = insert(connection, pipeline).values(name=row.pipeline, updated_at=now(), **values)
+    differs = (
+        (pipeline.c.source_no != row.source_no)
+        | (pipeline.c.prefix != row.prefix)
+        | (pipeline.c.model_no != row.model_no)
+    )
+    connection.execute(
+        statement.on_conflict_do_update(
+            index_elements=["name"], set_={**values, "updated_at": statement.excluded.updated_at}, where=differs
+        )
+    )
+
+
+def forget_run(engine: Engine, staging: Staging) -> None:
+    """Remove the run and its staging: what a dry run leaves behind is nothing."""
+    with writing(engine) as connection:
+        check_generation(connection, staging)
+        for table in (work_item, shard, run):
+            connection.execute(delete(table).where(table.c.run_no == staging.run_no))
+
+
+def prune_staging(engine: Engine, name: str | None, keep: timedelta) -> int:
+    """Drop the staging of a pipeline's runs that closed longer ago than `keep`; the run rows stay."""
+    old = select(run.c.run_no).where(run.c.pipeline.is_not_distinct_from(name), run.c.finished_at < now() - keep)
+    with writing(engine) as connection:
+        connection.execute(delete(shard).where(shard.c.run_no.in_(old)))
+        return connection.execute(delete(work_item).where(work_item.c.run_no.in_(old))).rowcount
+
+
+def state_of(engine: Engine, staging: Staging) -> str:
+    """running, success or failed. Raises RunError where the run is gone."""
+    with reading(engine) as connection:
+        state = connection.execute(select(run.c.state).where(run.c.run_no == staging.run_no)).scalar_one_or_none()
+    if state is None:
+        raise RunError("The run's row is gone from the cache. Trigger the run again.")
+    return str(state)

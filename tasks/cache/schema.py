@@ -1,0 +1,204 @@
+"""The tables. Users read the views over them (docs/sql.md); these may change with any migration.
+
+    source ──< image >── (digest) ── prediction >── model
+    run ──< work_item        what one run listed, each row with one outcome in the end
+    run ──< shard            how far each slice of its work has come
+    failure                  the quarantine: (source, key, etag, model) -> reason
+    pipeline                 the current model of each pipeline
+
+Names that end in `_no` are numbers inside this database. `model_id`, `run_id` and `digest` are what the world sees.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Dialect,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+
+SCHEMA = "afterimage"
+
+metadata = MetaData(schema=SCHEMA)
+
+
+class Moment(TypeDecorator[datetime]):
+    """A moment in UTC: timestamptz in PostgreSQL, ISO text in SQLite, aware datetimes in Python."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """SQLite keeps no zone, so it is given UTC."""
+        if value is None or dialect.name != "sqlite":
+            return value
+        return value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Back to an aware moment in UTC."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+# S3 lists in the byte order of UTF-8, which is PostgreSQL's "C" and SQLite's BINARY.
+Key = Text().with_variant(Text(collation="C"), "postgresql")
+
+
+def _count(name: str) -> Column[Any]:
+    return Column(name, BigInteger, nullable=False, server_default="0")
+
+
+source = Table(
+    "source",
+    metadata,
+    Column("source_no", Integer, primary_key=True),
+    Column("uri", Text, nullable=False, unique=True),
+)
+
+model = Table(
+    "model",
+    metadata,
+    Column("model_no", Integer, primary_key=True),
+    Column("model_id", Text, nullable=False, unique=True),
+    Column("name", Text, nullable=False),
+    Column("version", Text, nullable=False),
+    Column("spec", Text, nullable=False),
+    Column("created_at", Moment, nullable=False),
+)
+
+pipeline = Table(
+    "pipeline",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("source_no", Integer, ForeignKey(source.c.source_no), nullable=False),
+    Column("prefix", Text, nullable=False),
+    Column("model_no", Integer, ForeignKey(model.c.model_no), nullable=False),
+    Column("updated_at", Moment, nullable=False),
+)
+
+image = Table(
+    "image",
+    metadata,
+    Column("source_no", Integer, ForeignKey(source.c.source_no), primary_key=True),
+    Column("key", Key, primary_key=True),
+    Column("etag", Text, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("last_modified", Moment, nullable=False),
+    Column("digest", LargeBinary, nullable=False),
+    Column("recorded_at", Moment, nullable=False),
+    Column("deleted_at", Moment),
+)
+Index("image_digest", image.c.digest)
+
+prediction = Table(
+    "prediction",
+    metadata,
+    Column("model_no", Integer, ForeignKey(model.c.model_no), primary_key=True),
+    Column("digest", LargeBinary, primary_key=True),
+    Column("label_index", Integer, nullable=False),
+    Column("label", Text, nullable=False),
+    Column("score", Double, nullable=False),
+    Column("margin", Double, nullable=False),
+    Column("entropy", Double, nullable=False),
+    Column("top_k", Text, nullable=False),
+    Column("run_no", Integer, nullable=False),
+    Column("predicted_at", Moment, nullable=False),
+)
+
+failure = Table(
+    "failure",
+    metadata,
+    Column("source_no", Integer, ForeignKey(source.c.source_no), primary_key=True),
+    Column("key", Key, primary_key=True),
+    Column("etag", Text, primary_key=True),
+    Column("model_no", Integer, ForeignKey(model.c.model_no), primary_key=True),
+    Column("reason", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("decoder", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("next_retry_at", Moment),
+    Column("first_failed_at", Moment, nullable=False),
+    Column("last_failed_at", Moment, nullable=False),
+    Column("run_no", Integer, nullable=False),
+)
+
+run = Table(
+    "run",
+    metadata,
+    Column("run_no", Integer, primary_key=True),
+    Column("dag_id", Text, nullable=False),
+    Column("run_id", Text, nullable=False),
+    Column("pipeline", Text),
+    Column("run_type", Text, nullable=False),
+    Column("source_no", Integer, ForeignKey(source.c.source_no), nullable=False),
+    Column("prefix", Text, nullable=False),
+    Column("model_no", Integer, ForeignKey(model.c.model_no)),
+    Column("generation", Integer, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("message", Text),
+    Column("window_start", Moment),
+    Column("window_end", Moment),
+    Column("force", Boolean, nullable=False),
+    _count("listed"),
+    _count("ignored"),
+    _count("cached"),
+    _count("known_bad"),
+    _count("deferred"),
+    _count("reused"),
+    _count("predicted"),
+    _count("failed"),
+    _count("vanished"),
+    _count("open"),
+    _count("reads"),
+    _count("forward_passes"),
+    Column("seconds", Double, nullable=False, server_default="0"),
+    Column("stage_seconds", Text, nullable=False, server_default="{}"),
+    Column("started_at", Moment, nullable=False),
+    Column("finished_at", Moment),
+    UniqueConstraint("dag_id", "run_id"),
+)
+
+work_item = Table(
+    "work_item",
+    metadata,
+    Column("run_no", Integer, primary_key=True),
+    Column("generation", Integer, primary_key=True),
+    Column("key", Key, primary_key=True),
+    Column("etag", Text, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("last_modified", Moment, nullable=False),
+    Column("shard", Integer),
+    Column("outcome", Text),
+)
+Index("work_item_shard", work_item.c.run_no, work_item.c.generation, work_item.c.shard, work_item.c.key)
+
+shard = Table(
+    "shard",
+    metadata,
+    Column("run_no", Integer, primary_key=True),
+    Column("generation", Integer, primary_key=True),
+    Column("shard", Integer, primary_key=True),
+    Column("expected", BigInteger, nullable=False),
+    Column("device", Text),
+    _count("reads"),
+    _count("forward_passes"),
+    Column("seconds", Double, nullable=False, server_default="0"),
+    Column("stage_seconds", Text, nullable=False, server_default="{}"),
+    Column("updated_at", Moment),
+)

@@ -1,0 +1,209 @@
+"""work_item: what a run listed. Deduplication is set-based SQL over it, the same on both databases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Engine, Select, and_, delete, exists, func, or_, select, update
+
+from tasks.cache.database import is_sqlite, reading, writing
+from tasks.cache.runs import Staging, check_generation, count_listed, count_outcomes, insert, now
+from tasks.cache.schema import SCHEMA, failure, image, prediction, run, shard, work_item
+from tasks.storage.base import ImageObject
+
+PAGE_ROWS = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What decides which staged rows are work. `decoder` is the version whose verdicts are still believed."""
+
+    model_no: int
+    decoder: str
+    force: bool
+    limit: int | None
+
+
+def stage_page(engine: Engine, staging: Staging, images: Sequence[ImageObject], ignored: int) -> None:
+    """Stage one page of the listing; `ignored` counts what the filters dropped from it. Raises StaleGeneration."""
+    with writing(engine) as connection:
+        check_generation(connection, staging)
+        rows = [
+            (staging.run_no, staging.generation, found.key, found.etag, found.size, found.last_modified)
+            for found in images
+        ]
+        if rows and is_sqlite(connection):
+            names = ("run_no", "generation", "key", "etag", "size", "last_modified")
+            connection.execute(work_item.insert(), [dict(zip(names, row, strict=True)) for row in rows])
+        elif rows:
+            _copy(connection, rows)
+        count_listed(connection, staging, len(rows), ignored)
+
+
+def _copy(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
+    """COPY is some ten times the rate of INSERT in PostgreSQL."""
+    target = f"COPY {SCHEMA}.work_item (run_no, generation, key, etag, size, last_modified) FROM STDIN"
+    driver = connection.connection.driver_connection
+    assert driver is not None
+    with driver.cursor() as cursor, cursor.copy(target) as copy:
+        for row in rows:
+            copy.write_row(row)
+
+
+def classify(connection: Connection, staging: Staging, rules: Rules) -> None:
+    """Give every staged row that needs no work its outcome: cached, known_bad or deferred.
+
+    It can run again: what a shard has finished keeps its outcome, all else is judged anew.
+    """
+    row = check_generation(connection, staging)
+    mine = _mine(staging)
+    connection.execute(update(work_item).where(*mine).values(shard=None))
+    judged = work_item.c.outcome.in_(["cached", "known_bad", "deferred"])
+    connection.execute(update(work_item).where(*mine, judged).values(outcome=None))
+    if not rules.force:
+        open_rows = (*mine, work_item.c.outcome.is_(None))
+        connection.execute(
+            update(work_item).where(*open_rows, _is_cached(row.source_no, rules)).values(outcome="cached")
+        )
+        connection.execute(
+            update(work_item).where(*open_rows, _is_known_bad(row.source_no, rules)).values(outcome="known_bad")
+        )
+    if rules.limit is not None:
+        numbered = _numbered(staging).subquery()
+        beyond = select(numbered.c.key).where(numbered.c.position >= rules.limit)
+        connection.execute(update(work_item).where(*mine, work_item.c.key.in_(beyond)).values(outcome="deferred"))
+
+
+def _is_cached(source_no: int, rules: Rules) -> ColumnElement[bool]:
+    """(key, etag) is known, and its digest has a prediction of this model."""
+    return exists().where(
+        image.c.source_no == source_no,
+        image.c.key == work_item.c.key,
+        image.c.etag == work_item.c.etag,
+        prediction.c.model_no == rules.model_no,
+        prediction.c.digest == image.c.digest,
+    )
+
+
+def _is_known_bad(source_no: int, rules: Rules) -> ColumnElement[bool]:
+    """In quarantine by the decoder in use, for good or not yet due for a retry."""
+    return exists().where(
+        failure.c.source_no == source_no,
+        failure.c.key == work_item.c.key,
+        failure.c.etag == work_item.c.etag,
+        failure.c.model_no == rules.model_no,
+        failure.c.decoder == rules.decoder,
+        or_(failure.c.next_retry_at.is_(None), failure.c.next_retry_at > now()),
+    )
+
+
+def _mine(staging: Staging) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    return work_item.c.run_no == staging.run_no, work_item.c.generation == staging.generation
+
+
+def _numbered(staging: Staging) -> Select[tuple[str, int]]:
+    """The open rows in key order, numbered from 0."""
+    position = (func.row_number().over(order_by=work_item.c.key) - 1).label("position")
+    return select(work_item.c.key, position).where(*_mine(staging), work_item.c.outcome.is_(None))
+
+
+def assign_shards(connection: Connection, staging: Staging, images_per_shard: int, max_shards: int) -> list[int]:
+    """Number the open rows into shards of nearly equal size and return how many rows each has."""
+    mine = _mine(staging)
+    count = connection.execute(
+        select(func.count()).select_from(work_item).where(*mine, work_item.c.outcome.is_(None))
+    ).scalar_one()
+    shards = min(max_shards, ceil(count / images_per_shard))
+    if shards > 0:
+        numbered = _numbered(staging).subquery()
+        connection.execute(
+            update(work_item)
+            .where(*mine, work_item.c.key == numbered.c.key)
+            .values(shard=numbered.c.position * shards // count)
+        )
+    sizes = connection.execute(
+        select(work_item.c.shard, func.count())
+        .where(*mine, work_item.c.shard.is_not(None))
+        .group_by(work_item.c.shard)
+        .order_by(work_item.c.shard)
+    ).all()
+    connection.execute(
+        delete(shard).where(
+            shard.c.run_no == staging.run_no, shard.c.generation == staging.generation, shard.c.reads == 0
+        )
+    )
+    for number, size in sizes:
+        row = {"run_no": staging.run_no, "generation": staging.generation, "shard": number, "expected": size}
+        connection.execute(
+            insert(connection, shard)
+            .values(row)
+            .on_conflict_do_update(index_elements=["run_no", "generation", "shard"], set_={"expected": size})
+        )
+    return [size for _, size in sizes]
+
+
+def attach_model(connection: Connection, staging: Staging, model_no: int) -> None:
+    """Freeze the model of a run."""
+    connection.execute(update(run).where(run.c.run_no == staging.run_no).values(model_no=model_no))
+
+
+def mark_deleted(connection: Connection, staging: Staging, is_wanted: Callable[[str], bool]) -> int:
+    """After a listing of everything under the prefix: mark images that are gone, unmark those that are back.
+
+    Images that another run recorded after this listing began are left alone: this listing could not see them.
+    `is_wanted` is the pipeline's filter; what it would drop was not staged, and says nothing. Returns the marked.
+    """
+    row = check_generation(connection, staging)
+    staged = exists().where(*_mine(staging), work_item.c.key == image.c.key)
+    here = (image.c.source_no == row.source_no, func.substr(image.c.key, 1, len(row.prefix)) == row.prefix)
+    connection.execute(update(image).where(*here, image.c.deleted_at.is_not(None), staged).values(deleted_at=None))
+    gone = select(image.c.key).where(*here, image.c.deleted_at.is_(None), image.c.recorded_at < row.started_at, ~staged)
+    keys = [key for (key,) in connection.execute(gone.order_by(image.c.key)) if is_wanted(key)]
+    for start in range(0, len(keys), PAGE_ROWS):
+        chunk = keys[start : start + PAGE_ROWS]
+        connection.execute(
+            update(image).where(image.c.source_no == row.source_no, image.c.key.in_(chunk)).values(deleted_at=now())
+        )
+    return len(keys)
+
+
+def measured_rate(connection: Connection, model_no: int) -> float | None:
+    """Images a second of one shard, from the newest run of this model that made forward passes; None before any."""
+    newest = (
+        select(func.max(shard.c.run_no))
+        .join(run, run.c.run_no == shard.c.run_no)
+        .where(run.c.model_no == model_no, shard.c.forward_passes > 0, shard.c.seconds > 0)
+        .scalar_subquery()
+    )
+    passes, seconds = connection.execute(
+        select(func.sum(shard.c.reads), func.sum(shard.c.seconds)).where(
+            and_(shard.c.run_no == newest, shard.c.forward_passes > 0)
+        )
+    ).one()
+    return float(passes) / float(seconds) if seconds else None
+
+
+def open_rows(engine: Engine, staging: Staging, number: int) -> Iterator[ImageObject]:
+    """The rows of a shard that have no outcome yet, in key order, a page at a time."""
+    after: str | None = None
+    while True:
+        wanted = [*_mine(staging), work_item.c.shard == number, work_item.c.outcome.is_(None)]
+        if after is not None:
+            wanted.append(work_item.c.key > after)
+        columns = (work_item.c.key, work_item.c.etag, work_item.c.size, work_item.c.last_modified)
+        with reading(engine) as connection:
+            page = connection.execute(select(*columns).where(*wanted).order_by(work_item.c.key).limit(PAGE_ROWS)).all()
+        for key, etag, size, last_modified in page:
+            yield ImageObject(key, etag, size, last_modified)
+        if len(page) < PAGE_ROWS:
+            return
+        after = page[-1].key
+
+
+def shard_outcomes(engine: Engine, staging: Staging, number: int) -> dict[str, int]:
+    """{outcome: rows} of one shard, with `open` for rows that have none."""
+    with reading(engine) as connection:
+        return count_outcomes(connection, *_mine(staging), work_item.c.shard == number)

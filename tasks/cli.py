@@ -1,0 +1,187 @@
+"""The command line: `./afterimage`, the same road without Airflow.
+
+Exit codes: 0, all is well; 1, the run is complete and some images failed (or doctor found a problem); 2, it could not
+run, and the last line says what to do. With --json, standard output is one JSON value and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import uuid
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from sqlalchemy.exc import SQLAlchemyError
+
+from tasks import progress, tables
+from tasks.cache import contract
+from tasks.cache.database import connect
+from tasks.cache.migrating import migrate as migrate_cache
+from tasks.cache.runs import RunKey
+from tasks.errors import AfterimageError, TooManyFailures
+from tasks.plan import RunRequest
+from tasks.settings import Pipeline, Settings, absolute_uri, find_pipeline, load_settings
+from tasks.storage.location import parse_location
+from tasks.window import resolve
+
+SOME_FAILED, COULD_NOT_RUN = 1, 2
+
+app = typer.Typer(
+    help="Predict every image in a bucket once per model, and remember it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else.")]
+Database = Annotated[str | None, typer.Option(help="URL of the cache; default: AFTERIMAGE_DATABASE.")]
+
+
+def main() -> None:
+    """Run the command line; turn our errors into exit code 2 and a message without a traceback."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
+    try:
+        app()
+    except AfterimageError as error:
+        _stop(error)
+    except SQLAlchemyError as error:
+        _stop(f"The database refused: {str(error).splitlines()[0]}. Run ./afterimage doctor.")
+
+
+def _stop(error: object) -> None:
+    typer.echo(f"Error: {error}", err=True)
+    raise SystemExit(COULD_NOT_RUN)
+
+
+@app.command()
+def predict(
+    name: Annotated[str | None, typer.Argument(metavar="PIPELINE", help="A table of pipelines.toml.")] = None,
+    images: Annotated[str | None, typer.Option(help="s3://BUCKET/PREFIX or a folder, instead of a pipeline.")] = None,
+    model: Annotated[str | None, typer.Option(help="A model URI; with a pipeline, instead of its model.")] = None,
+    database: Database = None,
+    since: Annotated[str | None, typer.Option(help="Only images modified at this moment or later.")] = None,
+    until: Annotated[str | None, typer.Option(help="Only images modified before this moment.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Predict again what is in the cache already.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Predict at most so many new images.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List and deduplicate, and stop.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Predict what is new, and print what became of every image."""
+    from tasks import road
+
+    settings = _settings(database)
+    request = RunRequest(
+        key=RunKey("cli", str(uuid.uuid4())),
+        run_type="cli",
+        pipeline=_pipeline(settings, name, images, model),
+        name=name,
+        window=resolve(run_type="cli", window_start=since, window_end=until),
+        force=force,
+        limit=limit,
+        dry_run=dry_run,
+    )
+    failed_run: str | None = None
+    with progress.images(quiet=as_json) as bar:
+        try:
+            counts = road.run(request, settings, on_plan=bar.plan, on_progress=bar.advance)
+        except TooManyFailures as error:
+            failed_run, counts = str(error), road.summary_of(request, settings)
+    typer.echo(json.dumps(counts) if as_json else road.format_summary(counts))
+    if failed_run is not None:
+        typer.echo(f"Error: {failed_run}", err=True)
+    if counts["failed"]:
+        raise typer.Exit(SOME_FAILED)
+
+
+@app.command()
+def status(
+    pipeline: Annotated[str | None, typer.Argument(help="Only the runs of this pipeline.")] = None,
+    database: Database = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many runs.")] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Show the newest runs, with what became of their images."""
+    rows = contract.runs(_cache(database), pipeline, limit)
+    tables.show(rows, tables.RUNS, "No run yet. Start one: ./afterimage predict PIPELINE", as_json)
+
+
+@app.command()
+def show(
+    key: Annotated[str, typer.Argument(help="The key of an image.")], database: Database = None, as_json: AsJson = False
+) -> None:
+    """Show all that is known of one image: every model's prediction, and failures."""
+    engine = _cache(database)
+    found = {"predictions": contract.predictions_of(engine, key), "failures": contract.failures_of(engine, key)}
+    if not any(found.values()) and not as_json:
+        typer.echo(f"Nothing is known of {key!r}. A key is the whole path below the bucket or the folder.", err=True)
+        raise typer.Exit(SOME_FAILED)
+    if as_json:
+        typer.echo(tables.to_json(found))
+        return
+    tables.show(found["predictions"], tables.PREDICTIONS, "No prediction.", as_json=False)
+    if found["failures"]:
+        tables.show(found["failures"], tables.FAILURES, "", as_json=False)
+
+
+@app.command()
+def failures(
+    reason: Annotated[str | None, typer.Option(help="Only this reason, such as truncated.")] = None,
+    database: Database = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many images.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List the images that could not be predicted, and why."""
+    engine = _cache(database)
+    rows = contract.failures(engine, reason, limit)
+    tables.show(rows, tables.FAILURES, "No failures.", as_json)
+    if not as_json and rows:
+        counts = contract.failure_counts(engine)
+        typer.echo(" · ".join(f"{name} {count:,}" for name, count in counts.items()))
+
+
+@app.command()
+def migrate(database: Database = None, as_json: AsJson = False) -> None:
+    """Bring the cache's tables to the version of this program."""
+    version = migrate_cache(connect(_settings(database).database_url))
+    typer.echo(json.dumps({"version": version}) if as_json else f"The cache is at version {version}.")
+
+
+@app.command()
+def doctor(
+    pipeline: Annotated[str | None, typer.Argument(help="Check only this pipeline.")] = None,
+    database: Database = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check database, migrations, device, pool, and each pipeline's storage and model; say what to do."""
+    from tasks.doctor import examine
+
+    findings = examine(_settings(database), pipeline)
+    tables.show([vars(finding) for finding in findings], tables.FINDINGS, "Nothing to check.", as_json)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(SOME_FAILED)
+
+
+def _settings(database: str | None) -> Settings:
+    return load_settings() if database is None else load_settings(database=database)
+
+
+def _cache(database: str | None) -> Any:
+    from tasks import road
+
+    return road.open_cache(_settings(database))
+
+
+def _pipeline(settings: Settings, name: str | None, images: str | None, model: str | None) -> Pipeline:
+    if (name is None) == (images is None):
+        raise typer.BadParameter("give the name of a pipeline, or --images with --model")
+    if images is not None and model is None:
+        raise typer.BadParameter("--images needs --model, such as torchvision:mobilenet_v3_small or a bundle folder")
+    here = Path.cwd()
+    changed = {key: absolute_uri(value, here) for key, value in (("images", images), ("model", model)) if value}
+    if name is not None:
+        return find_pipeline(settings.pipelines, name).model_copy(update=changed)
+    parse_location(changed["images"])
+    return Pipeline(name="cli", **changed)

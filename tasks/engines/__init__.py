@@ -1,0 +1,1 @@
+"""Where shards run when Airflow does not decide it."""

@@ -1,0 +1,10 @@
+"""Step 3: a shard -> predictions.
+
+reading.py    ImageObject -> bytes and digest
+decoding.py   bytes -> pixels, by a named policy
+scoring.py    logits -> label, score, margin, entropy, top-k
+stages.py     stages side by side in threads, joined by bounded queues
+twins.py      the same bytes twice in flight
+verdict.py    is it the image, or is it the world?
+shard.py      all of it, with commits
+"""

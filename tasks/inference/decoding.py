@@ -1,0 +1,96 @@
+"""From bytes to pixels, by a policy that is part of model_id.
+
+`exact-1` is Pillow's decoder, EXIF orientation applied as browsers do, then torchvision's reference transforms:
+the shorter side resized to `resize` with Pillow's antialiased filter, and a centred crop. Its number rises when golden
+pixels change, not when a library's version does.
+"""
+
+from __future__ import annotations
+
+import io
+from importlib.metadata import version
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from tasks.errors import ImageError
+from tasks.models.bundle import Preprocessing
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+MAX_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs: a quarter of a gigabyte of RGB
+
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_OTHER_FORMATS = {
+    # What begins so is a picture of a format that is not decoded here.
+    b"%PDF": "PDF",
+    b"%!PS": "PostScript",
+    b"<svg": "SVG",
+    b"<?xml": "XML or SVG",
+    b"8BPS": "Photoshop",
+    b"\x00\x00\x00\x0cjP": "JPEG 2000",
+}
+
+
+def decoder_version() -> str:
+    """Policy and decoder; a quarantined image is tried again when it changes."""
+    return f"exact-1 pillow-{version('pillow')}"
+
+
+def decode(data: bytes, spec: Preprocessing) -> npt.NDArray[np.uint8]:
+    """Bytes of an image to uint8 RGB [crop, crop, 3].
+
+    Raises ImageError with reason empty, not_an_image, unsupported_format, truncated or too_many_pixels.
+    """
+    if not data:
+        raise ImageError("empty", "The object has no bytes. Upload it again.")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ImageError("too_many_pixels", _too_many(f"{image.width} x {image.height}"))
+            return np.asarray(_crop(_upright(image).convert("RGB"), spec))
+    except UnidentifiedImageError:
+        raise _unidentified(data) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError("too_many_pixels", _too_many(str(error))) from None
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:  # Pillow's plugins raise anything from SyntaxError to struct.error on broken files.
+        raise ImageError("truncated", f"The file is damaged: {error}. Upload it again.") from None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except (UnidentifiedImageError, OSError):
+        raise
+    except Exception:  # Broken EXIF says nothing about the orientation; the pixels may still be whole.
+        return image
+
+
+def _crop(image: Image.Image, spec: Preprocessing) -> Image.Image:
+    """torchvision's Resize(resize) and CenterCrop(crop) on a PIL image, without torch."""
+    width, height = image.size
+    short, long = min(width, height), max(width, height)
+    stretched = int(spec.resize * long / short)
+    size = (spec.resize, stretched) if width <= height else (stretched, spec.resize)
+    if size != image.size:
+        image = image.resize(size, _FILTERS[spec.interpolation])
+    left, top = round((size[0] - spec.crop) / 2.0), round((size[1] - spec.crop) / 2.0)
+    return image.crop((left, top, left + spec.crop, top + spec.crop))
+
+
+def _unidentified(data: bytes) -> ImageError:
+    start = data[:64].lstrip()
+    for magic, name in _OTHER_FORMATS.items():
+        if start.startswith(magic) or data.startswith(magic):
+            return ImageError("unsupported_format", f"This is {name}. Convert it to one of {', '.join(FORMATS)}.")
+    if data[4:8] == b"ftyp":
+        return ImageError(
+            "unsupported_format", f"This is HEIC, AVIF or video. Convert it to one of {', '.join(FORMATS)}."
+        )
+    return ImageError("not_an_image", f"The bytes begin with {data[:16]!r}, which no decoder knows. Upload an image.")
+
+
+def _too_many(found: str) -> str:
+    return f"The image has too many pixels ({found}; at most {MAX_PIXELS:,}). Scale it down."

@@ -1,0 +1,77 @@
+"""Is it the image, or is it the world?
+
+Reasons that lie in the image (truncated, not an image) always commit. Reasons that may be global (access denied,
+storage errors, non-finite output) are held back until something of the same kind succeeds: then the image was to
+blame. Where nothing succeeds, the fault is global, the task fails and no image is quarantined for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tasks.errors import GlobalFault
+from tasks.inference.reading import ACCESS_DENIED, STORAGE_ERROR, Work
+
+NONFINITE_OUTPUT = "nonfinite_output"
+
+CONSECUTIVE_LIMIT = 20
+
+_STORAGE, _MODEL = "storage", "model"
+_KIND = {ACCESS_DENIED: _STORAGE, STORAGE_ERROR: _STORAGE, NONFINITE_OUTPUT: _MODEL}
+
+
+class Verdict:
+    """Holds suspects back and lets them go when their kind of work is seen to succeed.
+
+    `storage_works` tries to read another object than the suspects. The model was tried on a blank image before the
+    shard began, so a few non-finite outputs are the images' own.
+    """
+
+    def __init__(self, storage_works: Callable[[list[Work]], bool]) -> None:
+        self._storage_works = storage_works
+        self._held: dict[str, list[Work]] = {_STORAGE: [], _MODEL: []}
+        self._proven = {_STORAGE: False, _MODEL: False}
+
+    def judge(self, work: Work) -> list[Work]:
+        """Take one finished work; return what may be committed now.
+
+        After 20 suspects in a row without a success between them it decides: raises GlobalFault, or lets them go
+        where another object can be read.
+        """
+        assert work.finished is not None
+        released = self._prove(_STORAGE) if work.was_read else []
+        failed = work.finished.failed
+        kind = _KIND.get(failed.reason) if failed is not None else None
+        if kind is None:
+            if work.finished.scored is not None:
+                released += self._prove(_MODEL)
+            return [*released, work]
+        self._held[kind].append(work)
+        if len(self._held[kind]) < CONSECUTIVE_LIMIT:
+            return released
+        if kind == _STORAGE and self._storage_works(self._held[_STORAGE]):
+            return self._prove(_STORAGE)
+        raise self._fault(kind)
+
+    def close(self) -> list[Work]:
+        """At the end of a shard: release what is held, or raise GlobalFault where storage was never seen to work."""
+        held = self._held[_STORAGE]
+        if held and not self._proven[_STORAGE] and not self._storage_works(held):
+            raise self._fault(_STORAGE)
+        return self._prove(_STORAGE) + self._prove(_MODEL)
+
+    def _prove(self, kind: str) -> list[Work]:
+        self._proven[kind] = True
+        released, self._held[kind] = self._held[kind], []
+        return released
+
+    def _fault(self, kind: str) -> GlobalFault:
+        held = self._held[kind]
+        first = held[0].finished
+        assert first is not None
+        assert first.failed is not None
+        what = "Objects cannot be read" if kind == _STORAGE else "The model's output is not finite"
+        return GlobalFault(
+            f"{what}: {len(held)} in a row and none that worked. The first one: {first.failed.message} "
+            "Nothing was quarantined for this. Mend it and clear the task: it goes on where it stopped."
+        )

@@ -1,0 +1,53 @@
+"""Step 1: object storage -> pages of ImageObject that the pipeline wants, in O(page) memory."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from tasks.storage.base import ImageObject, ObjectStore
+from tasks.storage.location import Location
+from tasks.window import Window
+
+
+class KeyFilter:
+    """The include and exclude globs of a pipeline. `*` stands for any characters, `/` too; case does not matter."""
+
+    def __init__(self, include: Sequence[str], exclude: Sequence[str]) -> None:
+        self._include = _any_of(include)
+        self._exclude = _any_of(exclude)
+
+    def wants(self, key: str) -> bool:
+        """Whether an object under this key is an image of the pipeline. Directory markers (`raw/`) never are."""
+        return not key.endswith("/") and bool(self._include.match(key)) and not self._exclude.match(key)
+
+
+def _any_of(globs: Sequence[str]) -> re.Pattern[str]:
+    return re.compile("|".join(fnmatch.translate(glob) for glob in globs) or r"(?!)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page after the window and the filter; `ignored` counts what the filter dropped from it."""
+
+    images: list[ImageObject]
+    ignored: int
+
+
+def list_pages(store: ObjectStore, location: Location, window: Window, keys: KeyFilter) -> Iterator[Page]:
+    """List what a run looks at.
+
+    Over a date template the window picks prefixes and LastModified is not looked at; without one the window is
+    half-open on LastModified. What lies outside the window is not counted at all.
+    """
+    template = location.template
+    for prefix in [location.prefix] if template is None else template.prefixes(window):
+        for page in store.pages(prefix):
+            if template is None:
+                inside = [image for image in page if window.holds(image.last_modified)]
+            else:
+                inside = [image for image in page if template.matches(image.key, window)]
+            wanted = [image for image in inside if keys.wants(image.key)]
+            yield Page(wanted, ignored=len(inside) - len(wanted))

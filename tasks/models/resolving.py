@@ -1,0 +1,176 @@
+"""From a model URI to a bundle.
+
+    torchvision:NAME                               its default weights, downloaded by torchvision
+    torchvision:NAME?weights=FILE.safetensors      a state dict of that network
+    torchvision:NAME?weights=random&seed=0         untrained, for benchmarks
+    s3://BUCKET/PREFIX/                            a bundle in object storage, copied once
+    a path                                         a bundle folder
+
+A torchvision URI is turned into a bundle folder once, with the preprocessing and the labels of the network's default
+weights, so that everything behind this module knows bundles only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+from tasks.errors import ModelError
+from tasks.models.bundle import Bundle, ModelSpec, Preprocessing, read_bundle, write_bundle
+from tasks.models.fingerprint import file_digest
+from tasks.settings import Settings
+from tasks.storage import open_store, parse_location
+
+_OPTIONS: dict[str, dict[str, bool]] = {
+    # Networks whose shape with trained weights differs from their shape without.
+    "googlenet": {"transform_input": True, "aux_logits": False, "init_weights": False},
+    "inception_v3": {"transform_input": True, "init_weights": False},
+}
+
+
+def resolve_model(uri: str, settings: Settings) -> Bundle:
+    """The bundle that a model URI names. Raises ModelError, which names the URI and what to do."""
+    if uri.startswith("torchvision:"):
+        return _torchvision(uri, settings)
+    if uri.startswith("s3://"):
+        return _stored(uri, settings)
+    return read_bundle(Path(uri.removeprefix("file://")))
+
+
+def _stored(uri: str, settings: Settings) -> Bundle:
+    """Copy a bundle out of object storage; its folder is named by the listing, so a change is fetched anew."""
+    location = parse_location(uri.rstrip("/") + "/")
+    store = open_store(location, settings)
+    objects = [image for page in store.pages(location.prefix) for image in page]
+    if not objects:
+        raise ModelError(f"There is nothing under {uri}. Put model.toml, the weights and the labels there.")
+    state = hashlib.sha256(repr([(image.key, image.etag) for image in objects]).encode()).hexdigest()
+
+    def fill(folder: Path) -> None:
+        for image in objects:
+            name = image.key.removeprefix(location.prefix)
+            if name and "/" not in name:
+                (folder / name).write_bytes(store.read(image.key, image.etag).data)
+
+    return _once(settings.bundles / f"stored-{state[:32]}", fill)
+
+
+def _torchvision(uri: str, settings: Settings) -> Bundle:
+    name, _, query = uri.removeprefix("torchvision:").partition("?")
+    options = dict(parse_qsl(query))
+    unknown = set(options) - {"weights", "seed"}
+    if unknown:
+        raise ModelError(
+            f"{uri!r} has unknown options {sorted(unknown)}. Use weights=FILE, or weights=random and seed=NUMBER."
+        )
+    weights = options.get("weights", "default")
+    if weights == "random":
+        return _once(
+            settings.bundles / f"{name}-random-{_seed(uri, options)}", lambda at: _random(at, name, _seed(uri, options))
+        )
+    if weights == "default":
+        return _once(settings.bundles / f"{name}-default", lambda at: _default(at, name))
+    file = Path(weights).expanduser()
+    if not file.is_file():
+        raise ModelError(f"{uri!r}: the file {file} does not exist. Give the path of a safetensors file.")
+    digest = file_digest(file)
+    return _once(settings.bundles / f"{name}-{digest[:32]}", lambda at: _from_file(at, name, file, digest))
+
+
+def _seed(uri: str, options: dict[str, str]) -> int:
+    seed = options.get("seed", "0")
+    if not seed.isdecimal():
+        raise ModelError(f"{uri!r}: seed is {seed!r}. Give a whole number, such as seed=0.")
+    return int(seed)
+
+
+def _once(folder: Path, fill: Callable[[Path], None]) -> Bundle:
+    """Fill a bundle folder under a scratch name, then rename it; processes that race end with the same folder."""
+    if not (folder / "model.toml").exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=folder.parent))
+        try:
+            fill(scratch)
+            os.rename(scratch, folder)
+        except OSError:
+            if not (folder / "model.toml").exists():
+                raise
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return read_bundle(folder)
+
+
+def _random(folder: Path, name: str, seed: int) -> None:
+    import torch
+
+    torch.manual_seed(seed)
+    _write(folder, name, f"random-{seed}", None)
+
+
+def _default(folder: Path, name: str) -> None:
+    import torchvision
+
+    _weights_enum(name)
+    try:
+        network = torchvision.models.get_model(name, weights="DEFAULT")
+    except OSError as error:
+        raise ModelError(
+            f"The weights of torchvision:{name} could not be downloaded: {error}. "
+            f"Fetch them elsewhere and give torchvision:{name}?weights=FILE.safetensors."
+        ) from None
+    _write(folder, name, "default", network.state_dict())
+
+
+def _from_file(folder: Path, name: str, file: Path, digest: str) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state = load_file(file)
+    except SafetensorError as error:
+        raise ModelError(f"{file} is no safetensors file: {error}. Convert the weights to safetensors.") from None
+    _write(folder, name, digest[:12], state)
+
+
+def _write(folder: Path, name: str, version: str, state: dict[str, Any] | None) -> None:
+    """Write the bundle of a torchvision network; without a state dict it keeps its fresh, untrained weights."""
+    from safetensors.torch import save
+
+    from tasks.models.architectures import build
+
+    weights = _weights_enum(name)
+    transforms = weights.transforms()
+    spec = ModelSpec(
+        name=name,
+        version=version,
+        architecture=f"torchvision:{name}",
+        options=_OPTIONS.get(name, {}),
+        preprocessing=Preprocessing(
+            resize=transforms.resize_size[0],
+            crop=transforms.crop_size[0],
+            interpolation=transforms.interpolation.value,
+            mean=tuple(transforms.mean),
+            std=tuple(transforms.std),
+        ),
+    )
+    labels = list(weights.meta["categories"])
+    if state is None:
+        state = build(spec.architecture, len(labels), spec.options).state_dict()
+    write_bundle(folder, spec, labels, save({key: value.contiguous().clone() for key, value in state.items()}))
+
+
+def _weights_enum(name: str) -> Any:
+    """torchvision's entry of the network's default weights: their preprocessing and their labels."""
+    import torchvision
+
+    from tasks.models.architectures import classifiers
+
+    if name not in classifiers():
+        raise ModelError(f"torchvision has no classification network {name!r}. It has: {', '.join(classifiers())}.")
+    return torchvision.models.get_model_weights(name).DEFAULT

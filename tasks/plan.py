@@ -1,0 +1,64 @@
+"""The plain values that travel from step to step, and through Airflow's XCom as dicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from tasks.cache.runs import RunKey, Staging
+from tasks.settings import Pipeline
+from tasks.window import EVERYTHING, Window
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """One execution of a pipeline, as it was asked for.
+
+    `name` is the pipeline's name in the run row; None for a folder that the command line was pointed at.
+    """
+
+    key: RunKey
+    run_type: str
+    pipeline: Pipeline
+    name: str | None
+    window: Window = EVERYTHING
+    force: bool = False
+    limit: int | None = None
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ShardDescriptor:
+    """What one mapped task gets: where its rows are staged and all that was frozen at deduplicate. Never keys."""
+
+    run_no: int
+    generation: int
+    shard: int
+    shards: int
+    count: int
+    images: str
+    model: str
+    model_id: str
+    model_no: int
+    commit_images: int
+    force: bool
+
+    @property
+    def staging(self) -> Staging:
+        """The staging that the shard's rows belong to."""
+        return Staging(self.run_no, self.generation)
+
+    @property
+    def label(self) -> str:
+        """How a person reads it: `shard 3/16 · 4,096 images`."""
+        return f"shard {self.shard + 1}/{self.shards} · {self.count:,} images"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, a few hundred bytes, for XCom."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of to_dict."""
+        return cls(**values)

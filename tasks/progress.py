@@ -1,0 +1,87 @@
+"""Progress in images: a bar with the time left on a terminal, plain lines elsewhere, always on standard error."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tasks.plan import ShardDescriptor
+
+LINE_SECONDS = 5.0
+
+
+class Bar(Protocol):
+    """What the road tells about a run."""
+
+    def plan(self, shards: Sequence[ShardDescriptor]) -> None:
+        """Deduplication is through: this is the work."""
+        ...
+
+    def advance(self, images: int) -> None:
+        """A commit has closed so many images."""
+        ...
+
+
+@contextmanager
+def images(*, quiet: bool) -> Iterator[Bar]:
+    """A bar where standard error is a terminal, lines where it is not, nothing where `quiet`."""
+    if quiet:
+        yield _Quiet()
+    elif sys.stderr.isatty():
+        columns = (
+            TextColumn("predicting"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("images"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=Console(stderr=True)) as shown:
+            yield _Terminal(shown)
+    else:
+        yield _Lines()
+
+
+class _Quiet:
+    def plan(self, shards: Sequence[ShardDescriptor]) -> None:
+        """Nothing to show."""
+
+    def advance(self, images: int) -> None:
+        """Nothing to show."""
+
+
+class _Terminal:
+    def __init__(self, shown: Progress) -> None:
+        self._shown = shown
+        self._task = shown.add_task("predicting", total=None)
+
+    def plan(self, shards: Sequence[ShardDescriptor]) -> None:
+        self._shown.update(self._task, total=sum(shard.count for shard in shards))
+
+    def advance(self, images: int) -> None:
+        self._shown.advance(self._task, images)
+
+
+class _Lines:
+    def __init__(self) -> None:
+        self._total = self._done = 0
+        self._started = self._told = time.monotonic()
+
+    def plan(self, shards: Sequence[ShardDescriptor]) -> None:
+        self._total = sum(shard.count for shard in shards)
+        self._started = self._told = time.monotonic()
+
+    def advance(self, images: int) -> None:
+        self._done += images
+        now = time.monotonic()
+        if now - self._told < LINE_SECONDS and self._done < self._total:
+            return
+        self._told = now
+        rate = self._done / max(now - self._started, 1e-9)
+        left = (self._total - self._done) / rate if rate else 0.0
+        print(f"{self._done:,} of {self._total:,} images · {rate:,.0f} images/s · {left:,.0f} s left", file=sys.stderr)  # noqa: T201

@@ -1,0 +1,89 @@
+"""Step 5: check that every listed object has exactly one outcome, close the run, and say what happened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Engine
+
+from tasks.cache.runs import FAILED, OUTCOMES, RUNNING, SUCCESS, Staging, close_run, prune_staging, state_of, tally
+from tasks.errors import InvariantViolation, TooManyFailures
+
+
+@dataclass(frozen=True, slots=True)
+class ReportOptions:
+    """What the pipeline says about closing a run."""
+
+    pipeline: str | None
+    model_id: str | None
+    max_failure_rate: float
+    keep_runs: timedelta
+
+
+def publish(engine: Engine, staging: Staging, options: ReportOptions) -> dict[str, Any]:
+    """Close the run and return its summary.
+
+    The run row is written in every case. Raises InvariantViolation where the outcomes do not add up and
+    TooManyFailures where too many images failed; in both cases everything that was predicted stays.
+    """
+    counts = summary(engine, staging, options.model_id)
+    error = _verdict(counts, options.max_failure_rate)
+    close_run(engine, staging, counts, FAILED if error else SUCCESS, str(error) if error else None)
+    prune_staging(engine, options.pipeline, options.keep_runs)
+    if error:
+        raise error
+    return {**counts, "state": SUCCESS}
+
+
+def close_unfinished(engine: Engine, staging: Staging, model_id: str | None) -> dict[str, Any] | None:
+    """The teardown: a run that nobody closed ends as failed, with the number of rows that are open."""
+    if state_of(engine, staging) != RUNNING:
+        return None
+    counts = summary(engine, staging, model_id)
+    message = f"{counts['open']} images are open: a task failed. Clear the failed tasks; they go on where they stopped."
+    close_run(engine, staging, counts, FAILED, message)
+    return counts
+
+
+def summary(engine: Engine, staging: Staging, model_id: str | None) -> dict[str, Any]:
+    """The counts of a run as its rows show them, with its rate in images a second."""
+    counts = tally(engine, staging)
+    worked = counts["reused"] + counts["predicted"] + counts["failed"]
+    rate = worked / counts["seconds"] if counts["seconds"] > 0 else 0.0
+    return {**counts, "images_per_second": round(rate, 1), "seconds": round(counts["seconds"], 3), "model_id": model_id}
+
+
+def _verdict(counts: Mapping[str, Any], max_failure_rate: float) -> InvariantViolation | TooManyFailures | None:
+    outcomes = sum(counts[name] for name in OUTCOMES)
+    if counts["listed"] != outcomes or counts["open"]:
+        parts = " + ".join(f"{name} {counts[name]}" for name in OUTCOMES)
+        return InvariantViolation(
+            f"listed {counts['listed']} != {outcomes} = {parts}; {counts['open']} open. "
+            "Clear the shards that are open; if none is, clear list_images."
+        )
+    worked = counts["reused"] + counts["predicted"] + counts["failed"]
+    if worked and counts["failed"] / worked > max_failure_rate:
+        return TooManyFailures(
+            f"{counts['failed']} of {worked} images failed, more than max_failure_rate {max_failure_rate:g}. All else is "
+            "committed. ./afterimage failures lists them; raise max_failure_rate if this is to be expected."
+        )
+    return None
+
+
+def format_summary(counts: Mapping[str, Any]) -> str:
+    """The summary as a person reads it."""
+    shown = " · ".join(
+        f"{name} {counts[name]:,}" for name in OUTCOMES if counts[name] or name in ("cached", "predicted")
+    )
+    lines = [
+        f"listed {counts['listed']:,} = {shown}" + (f"   (ignored {counts['ignored']:,})" if counts["ignored"] else ""),
+        f"reads {counts['reads']:,} · forward passes {counts['forward_passes']:,} · "
+        f"{counts['seconds']:.2f} s · {counts['images_per_second']:,.0f} images/s",
+    ]
+    if counts["stage_seconds"]:
+        stages = " · ".join(f"{stage} {seconds:.2f}" for stage, seconds in counts["stage_seconds"].items())
+        lines.append(f"seconds by stage, added up over threads: {stages}")
+    return "\n".join(lines)

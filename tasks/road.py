@@ -1,0 +1,200 @@
+"""The steps in order, for every caller: Airflow's tasks, the command line and the tests call these functions.
+
+    list_images -> deduplicate -> predict_shard (for each shard) -> publish_run
+
+Each one opens what it needs and returns plain values, so that it can run in a process of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Engine
+
+from tasks import reporting
+from tasks.cache.database import connect
+from tasks.cache.migrating import prepare
+from tasks.cache.runs import RunStart, find_staging, forget_run, open_run
+from tasks.cache.staging import stage_page
+from tasks.deduplication import DedupeOptions
+from tasks.deduplication import deduplicate as divide
+from tasks.engines.local import run_shards
+from tasks.errors import ModelChanged
+from tasks.listing import KeyFilter, list_pages
+from tasks.models.bundle import Bundle
+from tasks.models.resolving import resolve_model
+from tasks.plan import RunRequest, ShardDescriptor
+from tasks.settings import Settings
+from tasks.storage import open_store, parse_location
+
+log = logging.getLogger(__name__)
+
+format_summary = reporting.format_summary
+
+Progress = Callable[[int], None]
+
+
+def open_cache(settings: Settings, statement_timeout: timedelta | None = None) -> Engine:
+    """The cache, migrated (SQLite) or checked (PostgreSQL)."""
+    engine = connect(settings.database_url, statement_timeout)
+    prepare(engine)
+    return engine
+
+
+def list_images(request: RunRequest, settings: Settings, engine: Engine | None = None) -> dict[str, int]:
+    """Stage what the run looks at; a new attempt replaces the staging of the older one."""
+    engine = engine or open_cache(settings)
+    location = parse_location(request.pipeline.images)
+    prefix = location.prefix if location.template is None else location.template.stem
+    source = location.source(settings.s3_endpoint)
+    start = RunStart(request.key, request.run_type, request.name, source, prefix, request.window, request.force)
+    store = open_store(location, settings)
+    staging = open_run(engine, start)
+    listed = ignored = 0
+    keys = KeyFilter(request.pipeline.include, request.pipeline.exclude)
+    for page in list_pages(store, location, request.window, keys):
+        stage_page(engine, staging, page.images, page.ignored)
+        listed, ignored = listed + len(page.images), ignored + page.ignored
+    log.info("Listed %d images under %s; ignored %d other objects", listed, request.pipeline.images, ignored)
+    return {"listed": listed, "ignored": ignored, "generation": staging.generation}
+
+
+def deduplicate(request: RunRequest, settings: Settings, engine: Engine | None = None) -> list[ShardDescriptor]:
+    """Judge what was staged and divide the work; a dry run reports, removes its staging and returns no shards."""
+    engine = engine or open_cache(settings)
+    staging = find_staging(engine, request.key)
+    bundle = resolve_model(request.pipeline.model, settings)
+    location = parse_location(request.pipeline.images)
+    saw_everything = request.window.is_open and not request.dry_run
+    keys = KeyFilter(request.pipeline.include, request.pipeline.exclude)
+    options = DedupeOptions(request.force, request.limit, request.pipeline.shard_seconds, request.pipeline.max_shards)
+
+    def is_wanted(key: str) -> bool:
+        return keys.wants(key) and (location.template is None or location.template.matches(key, request.window))
+
+    division = divide(engine, staging, bundle, _decoder(), options, is_wanted if saw_everything else None)
+    counts = reporting.summary(engine, staging, bundle.model_id)
+    seconds = division.expected_seconds
+    log.info("%s", reporting.format_summary(counts))
+    log.info("%d images to predict in %d shards; expected time: %s", division.open, len(division.sizes), _time(seconds))
+    if request.dry_run:
+        return []
+    return [
+        ShardDescriptor(
+            run_no=staging.run_no,
+            generation=staging.generation,
+            shard=number,
+            shards=len(division.sizes),
+            count=count,
+            images=request.pipeline.images,
+            model=request.pipeline.model,
+            model_id=bundle.model_id,
+            model_no=division.model_no,
+            commit_images=request.pipeline.commit_images,
+            force=request.force,
+        )
+        for number, count in enumerate(division.sizes)
+    ]
+
+
+def predict_shard(
+    descriptor: ShardDescriptor,
+    settings: Settings,
+    engine: Engine | None = None,
+    on_progress: Progress = lambda _images: None,
+) -> dict[str, int]:
+    """Predict what is open in one shard. Raises ModelChanged where the bundle is not the one that was frozen."""
+    from tasks.inference.shard import Shard
+    from tasks.inference.shard import predict_shard as run_shard
+    from tasks.models.runtimes import open_runtime
+
+    engine = engine or open_cache(settings)
+    bundle = _frozen_bundle(descriptor, settings)
+    store = open_store(parse_location(descriptor.images), settings)
+    runtime = open_runtime(bundle, settings)
+    outcomes = run_shard(Shard(engine, store, bundle, runtime, descriptor, settings), on_progress)
+    log.info("%s: %s", descriptor.label, outcomes)
+    return outcomes
+
+
+def publish_run(request: RunRequest, settings: Settings, engine: Engine | None = None) -> dict[str, Any]:
+    """Check the invariant, close the run and return its counts."""
+    engine = engine or open_cache(settings)
+    model_id = resolve_model(request.pipeline.model, settings).model_id
+    options = reporting.ReportOptions(
+        request.name, model_id, request.pipeline.max_failure_rate, timedelta(days=request.pipeline.keep_runs_days)
+    )
+    counts = reporting.publish(engine, find_staging(engine, request.key), options)
+    log.info("%s", reporting.format_summary(counts))
+    return counts
+
+
+def close_run(request: RunRequest, settings: Settings, engine: Engine | None = None) -> dict[str, Any] | None:
+    """The teardown: close a run that publish_run did not close."""
+    engine = engine or open_cache(settings)
+    return reporting.close_unfinished(engine, find_staging(engine, request.key), None)
+
+
+def report_dry_run(request: RunRequest, settings: Settings, engine: Engine | None = None) -> dict[str, Any]:
+    """What a dry run found; then the run and its staging are removed."""
+    engine = engine or open_cache(settings)
+    staging = find_staging(engine, request.key)
+    bundle = resolve_model(request.pipeline.model, settings)
+    counts = reporting.summary(engine, staging, bundle.model_id)
+    forget_run(engine, staging)
+    return {**counts, "state": "dry_run"}
+
+
+def summary_of(request: RunRequest, settings: Settings) -> dict[str, Any]:
+    """The counts of a run, whatever state it is in."""
+    engine = open_cache(settings)
+    model_id = resolve_model(request.pipeline.model, settings).model_id
+    return reporting.summary(engine, find_staging(engine, request.key), model_id)
+
+
+def run(
+    request: RunRequest,
+    settings: Settings,
+    on_plan: Callable[[list[ShardDescriptor]], None] = lambda _shards: None,
+    on_progress: Progress = lambda _images: None,
+    engine_of_shards: Callable[[Iterable[ShardDescriptor], Callable[[ShardDescriptor], object]], None] = run_shards,
+) -> dict[str, Any]:
+    """The whole road in one call; `engine_of_shards` decides where the shards run.
+
+    A run that fails on the way is closed as failed before the error is raised again.
+    """
+    engine = open_cache(settings)
+    list_images(request, settings, engine)
+    try:
+        shards = deduplicate(request, settings, engine)
+        on_plan(shards)
+        if request.dry_run:
+            return report_dry_run(request, settings, engine)
+        engine_of_shards(shards, lambda shard: predict_shard(shard, settings, engine, on_progress))
+        return publish_run(request, settings, engine)
+    except BaseException:
+        close_run(request, settings, engine)
+        raise
+
+
+def _frozen_bundle(descriptor: ShardDescriptor, settings: Settings) -> Bundle:
+    bundle = resolve_model(descriptor.model, settings)
+    if bundle.model_id != descriptor.model_id:
+        raise ModelChanged(
+            f"{descriptor.model} has the fingerprint {bundle.model_id[:12]} here, and had {descriptor.model_id[:12]} at "
+            "deduplicate. Bring back that bundle, or clear deduplicate to go on with this one."
+        )
+    return bundle
+
+
+def _decoder() -> str:
+    from tasks.inference.decoding import decoder_version
+
+    return decoder_version()
+
+
+def _time(seconds: float | None) -> str:
+    return "not known before the first run of this model" if seconds is None else str(timedelta(seconds=round(seconds)))

@@ -1,0 +1,163 @@
+"""Where settings come from: pipelines.toml says what to predict, the environment says where and with which secrets.
+
+`Settings` reads `AFTERIMAGE_*` variables. `load_pipelines` reads pipelines.toml, one table for each pipeline. Both
+answer a wrong value with a ConfigurationError that names the place, the value found and the values allowed.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from croniter import croniter
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from tasks.errors import ConfigurationError
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+RASTER_SUFFIXES = ("*.jpg", "*.jpeg", "*.png", "*.webp", "*.gif", "*.bmp", "*.tif", "*.tiff")
+
+
+class Settings(BaseSettings):
+    """What the environment decides, the same for all pipelines of one installation."""
+
+    model_config = SettingsConfigDict(env_prefix="AFTERIMAGE_", frozen=True, extra="ignore")
+
+    home: Path = Field(PROJECT / "var", description="Where the program keeps files: the default cache, models, demo.")
+    pipelines: Path = Field(PROJECT / "pipelines.toml", description="The file with one table for each pipeline.")
+    database: SecretStr | None = Field(None, description="URL of the cache; SQLite under `home` where it is not set.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the forward pass runs.")
+    batch_size: Annotated[int, Field(ge=1)] = Field(32, description="Images in one forward pass.")
+    readers: Annotated[int, Field(ge=1)] = Field(16, description="Objects read at the same time.")
+    decoders: Annotated[int, Field(ge=1)] = Field(2, description="Images decoded at the same time.")
+    s3_endpoint: str | None = Field(None, description="An S3-compatible server; AWS where it is not set.")
+    s3_region: str | None = Field(None, description="Region of the bucket.")
+    s3_access_key: str | None = Field(None, description="Access key; boto3's own chain where it is not set.")
+    s3_secret_key: SecretStr | None = Field(None, description="The secret that belongs to the access key.")
+
+    @property
+    def database_url(self) -> str:
+        """URL of the cache, with its password: never log it."""
+        if self.database is not None:
+            return self.database.get_secret_value()
+        return f"sqlite:///{self.home.resolve() / 'afterimage.db'}"
+
+    @property
+    def compiled(self) -> Path:
+        """Folder of compiled models; it can be deleted at any time."""
+        return self.home / "compiled"
+
+    @property
+    def bundles(self) -> Path:
+        """Folder of the bundles that `torchvision:` URIs were turned into."""
+        return self.home / "bundles"
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the environment; keyword arguments win over it. Raises ConfigurationError."""
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        raise ConfigurationError("\n".join(_setting_problems(error))) from None
+
+
+def _setting_problems(error: ValidationError) -> Iterable[str]:
+    for problem in error.errors():
+        name = ".".join(str(part) for part in problem["loc"])
+        yield f"AFTERIMAGE_{name.upper()} is {problem['input']!r}: {problem['msg']}. Set it to such a value, or unset it."
+
+
+class Pipeline(BaseModel):
+    """One table of pipelines.toml. README.md, "Configuration", says why each default is what it is."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,100}$")]
+    images: Annotated[str, Field(min_length=1)]
+    model: Annotated[str, Field(min_length=1)]
+    schedule: str | None = None
+    include: tuple[str, ...] = RASTER_SUFFIXES
+    exclude: tuple[str, ...] = ()
+    shard_seconds: Annotated[float, Field(gt=0)] = 300.0
+    max_shards: Annotated[int, Field(ge=1, le=1024)] = 64
+    commit_images: Annotated[int, Field(ge=1, le=100_000)] = 2_000
+    lookback_days: Annotated[int, Field(ge=0, le=3650)] = 3
+    keep_runs_days: Annotated[float, Field(gt=0)] = 7.0
+    max_failure_rate: Annotated[float, Field(ge=0, le=1)] = 0.05
+
+    @field_validator("schedule")
+    @classmethod
+    def _is_cron(cls, value: str | None) -> str | None:
+        if value is None or value.strip().lower() == "none":
+            return None
+        if croniter.is_valid(value):
+            return value
+        raise ValueError('expected a cron expression such as "0 2 * * *" or "@daily", or "none"')
+
+
+def load_pipelines(path: Path) -> dict[str, Pipeline]:
+    """Read pipelines.toml into {name: Pipeline}, in the order of the file.
+
+    Relative local paths in `images` and `model` are taken from the file's folder. Raises ConfigurationError, which
+    names file, table, key, the value found and what is allowed.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigurationError(
+            f"{path} does not exist. Create it, or point AFTERIMAGE_PIPELINES at your file."
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} is not valid TOML: {error}. Mend that line.") from None
+    return {name: _pipeline(path, name, table) for name, table in tables.items()}
+
+
+def _pipeline(path: Path, name: str, table: object) -> Pipeline:
+    if not isinstance(table, Mapping):
+        raise ConfigurationError(
+            f"{path}: {name} = {table!r} stands outside a table. Every pipeline is a table: put it under a [name] line."
+        )
+    try:
+        pipeline = Pipeline(name=name, **{key: value for key, value in table.items() if key != "name"})
+        if "name" in table:
+            raise ConfigurationError(f"{path}: [{name}] has a key 'name'. The table's own name is the name: remove it.")
+    except ValidationError as error:
+        raise ConfigurationError("\n".join(_table_problems(path, name, error))) from None
+    base = path.resolve().parent
+    return pipeline.model_copy(
+        update={"images": absolute_uri(pipeline.images, base), "model": absolute_uri(pipeline.model, base)}
+    )
+
+
+def _table_problems(path: Path, name: str, error: ValidationError) -> Iterable[str]:
+    allowed = ", ".join(field for field in Pipeline.model_fields if field != "name")
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            yield f"{path}: [{name}] has an unknown key {key!r} (= {problem['input']!r}). Allowed keys: {allowed}."
+        elif problem["type"] == "missing":
+            yield f'{path}: [{name}] lacks the key {key!r}. Add {key} = "..."; README.md, Configuration, has an example.'
+        else:
+            yield f"{path}: [{name}] {key} = {problem['input']!r}: {problem['msg']}. Change the value."
+
+
+def absolute_uri(uri: str, base: Path) -> str:
+    """Leave URIs with a scheme as they are; turn local paths into absolute ones below `base`."""
+    if "://" in uri or uri.startswith("torchvision:"):
+        return uri
+    return os.path.normpath(base / Path(uri).expanduser()) + ("/" if uri.endswith("/") else "")
+
+
+def find_pipeline(path: Path, name: str) -> Pipeline:
+    """One pipeline by its name. Raises ConfigurationError with the names that exist."""
+    pipelines = load_pipelines(path)
+    if name not in pipelines:
+        raise ConfigurationError(
+            f"{path} has no pipeline {name!r}. It has: {', '.join(pipelines) or 'none'}. Add a table [{name}] or name one."
+        )
+    return pipelines[name]

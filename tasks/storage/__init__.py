@@ -1,0 +1,26 @@
+"""Object storage behind one small protocol: list pages, read, sign.
+
+base.py      ImageObject, Blob and the ObjectStore protocol
+location.py  an images URI -> store, root, prefix
+local.py     a folder
+s3.py        S3 and its compatibles, through boto3
+"""
+
+from __future__ import annotations
+
+from tasks.settings import Settings
+from tasks.storage.base import Blob, ImageObject, ObjectStore
+from tasks.storage.location import Location, parse_location
+
+__all__ = ["Blob", "ImageObject", "Location", "ObjectStore", "open_store", "parse_location"]
+
+
+def open_store(location: Location, settings: Settings) -> ObjectStore:
+    """Open the store that a location names; nothing is sent before the first call."""
+    if location.scheme == "file":
+        from tasks.storage.local import LocalStore
+
+        return LocalStore(location.root)
+    from tasks.storage.s3 import S3Store
+
+    return S3Store(location.root, settings)

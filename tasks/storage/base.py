@@ -1,0 +1,51 @@
+"""What every store gives: pages of ImageObject, and the bytes of one object as a Blob."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+PAGE_OBJECTS = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class ImageObject:
+    """An object as it was listed. `etag` changes whenever the bytes do; `last_modified` is in UTC, `size` in bytes."""
+
+    key: str
+    etag: str
+    size: int
+    last_modified: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """The bytes of one object and the state in which they were read."""
+
+    data: bytes
+    etag: str
+    last_modified: datetime
+
+
+class ObjectStore(Protocol):
+    """A bucket or a folder. Its calls may come from several threads at once."""
+
+    def pages(self, prefix: str) -> Iterator[list[ImageObject]]:
+        """List what lies under a prefix, in byte order of the keys for S3, page by page in O(page) memory.
+
+        Raises AccessDenied, TransientStorageError or ConfigurationError (no such bucket or folder).
+        """
+        ...
+
+    def read(self, key: str, etag: str | None) -> Blob:
+        """Read one object; with an etag only in the state that it names.
+
+        Raises ObjectVanished, ObjectChanged, AccessDenied or TransientStorageError.
+        """
+        ...
+
+    def sign(self, key: str, seconds: int) -> str:
+        """A URL under which the object can be fetched for `seconds`, without credentials."""
+        ...

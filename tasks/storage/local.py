@@ -1,0 +1,123 @@
+"""A folder as an object store. Keys are paths below it, with `/`.
+
+A link that leads out of the folder is refused when it is read and passed over when it is listed: the folder may be
+filled by others, and a link to /etc must not become an image. A file's etag is its size, its mtime in nanoseconds and
+its inode, taken before and after the read, so that a file that is being written is never taken for whole.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tasks.errors import AccessDenied, ConfigurationError, ObjectChanged, ObjectVanished, TransientStorageError
+from tasks.storage.base import PAGE_OBJECTS, Blob, ImageObject
+
+log = logging.getLogger(__name__)
+
+
+class LocalStore:
+    """The files below one folder."""
+
+    def __init__(self, root: str) -> None:
+        self.root = os.path.realpath(root)
+
+    def pages(self, prefix: str) -> Iterator[list[ImageObject]]:
+        """List the files whose key starts with `prefix`. Folders are walked one at a time, each sorted by name."""
+        if not os.path.isdir(self.root):
+            raise ConfigurationError(f"The folder {self.root} does not exist. Create it, or correct `images`.")
+        page: list[ImageObject] = []
+        for image in self._walk(self._start(prefix), prefix):
+            page.append(image)
+            if len(page) == PAGE_OBJECTS:
+                yield page
+                page = []
+        if page:
+            yield page
+
+    def read(self, key: str, etag: str | None) -> Blob:
+        """Read one file; see ObjectStore.read. A link out of the folder raises AccessDenied."""
+        path = self._inside(key)
+        try:
+            with open(path, "rb") as file:
+                before = os.fstat(file.fileno())
+                if not stat.S_ISREG(before.st_mode):
+                    raise ObjectVanished(f"{key!r} is no file any more. Nothing to do: it is counted as vanished.")
+                data = file.read()
+                after = os.fstat(file.fileno())
+        except FileNotFoundError:
+            raise ObjectVanished(f"{key!r} is gone. Nothing to do: it is counted as vanished.") from None
+        except (NotADirectoryError, IsADirectoryError):
+            raise ObjectVanished(f"{key!r} is no file any more. Nothing to do: it is counted as vanished.") from None
+        except PermissionError:
+            raise AccessDenied(f"{key!r} may not be read by this user. Give it read permission.") from None
+        except OSError as error:
+            raise TransientStorageError(
+                f"{key!r} could not be read: {error}. Check the disk, then run again."
+            ) from error
+        found = _etag(before)
+        if found != _etag(after) or (etag is not None and found != etag):
+            raise ObjectChanged(f"{key!r} was written while it was read, or since it was listed. It is read again.")
+        return Blob(data, found, _moment(before))
+
+    def sign(self, key: str, seconds: int) -> str:
+        """A file:// URL; it needs no signature and does not expire."""
+        return Path(self._inside(key)).as_uri()
+
+    def _start(self, prefix: str) -> str:
+        """The deepest folder that holds everything under the prefix."""
+        return self._inside(prefix.rpartition("/")[0]) if "/" in prefix else self.root
+
+    def _inside(self, key: str) -> str:
+        path = os.path.realpath(os.path.join(self.root, key.lstrip("/")))
+        if path != self.root and not path.startswith(self.root.rstrip("/") + "/"):
+            raise AccessDenied(f"{key!r} leads out of {self.root}. Links that leave the folder are refused: remove it.")
+        return path
+
+    def _walk(self, folder: str, prefix: str) -> Iterator[ImageObject]:
+        try:
+            with os.scandir(folder) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except PermissionError as error:
+            raise AccessDenied(f"The folder {folder} may not be read: {error}. Give it read permission.") from None
+        for entry in entries:
+            key = os.path.relpath(entry.path, self.root)
+            if entry.is_dir(follow_symlinks=False):
+                if _may_hold(f"{key}/", prefix):
+                    yield from self._walk(entry.path, prefix)
+            elif key.startswith(prefix):
+                image = self._image(entry, key)
+                if image is not None:
+                    yield image
+
+    def _image(self, entry: os.DirEntry[str], key: str) -> ImageObject | None:
+        try:
+            self._inside(key)
+            key.encode("utf-8")
+            found = entry.stat()
+        except FileNotFoundError:
+            return None
+        except (AccessDenied, UnicodeEncodeError) as error:
+            log.warning("Passed over %r: %s", key, error)
+            return None
+        if not stat.S_ISREG(found.st_mode):
+            return None
+        return ImageObject(key, _etag(found), found.st_size, _moment(found))
+
+
+def _may_hold(folder: str, prefix: str) -> bool:
+    return folder.startswith(prefix) or prefix.startswith(folder)
+
+
+def _etag(found: os.stat_result) -> str:
+    return f"{found.st_size}-{found.st_mtime_ns}-{found.st_ino}"
+
+
+def _moment(found: os.stat_result) -> datetime:
+    return datetime.fromtimestamp(found.st_mtime, UTC)

@@ -1,0 +1,137 @@
+"""S3 and its compatibles, through boto3.
+
+boto3 lists every legal key as it is: `a//b`, `../x`, leading and trailing slashes, newlines. Where an endpoint is
+set, checksums are computed only when the server asks for them: several compatibles refuse boto3's default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from tasks.errors import (
+    AccessDenied,
+    ConfigurationError,
+    ObjectChanged,
+    ObjectVanished,
+    StorageError,
+    TransientStorageError,
+)
+from tasks.settings import Settings
+from tasks.storage.base import PAGE_OBJECTS, Blob, ImageObject
+
+if TYPE_CHECKING:
+    from botocore.exceptions import ClientError
+    from mypy_boto3_s3 import S3Client
+
+_GONE = {"NoSuchKey", "404", "NotFound", "NoSuchVersion"}
+_DENIED = {"AccessDenied", "403", "Forbidden", "InvalidObjectState"}
+_WRONG_CREDENTIALS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
+
+
+def client(settings: Settings) -> S3Client:
+    """A boto3 client with time-outs and retries; threads may share it."""
+    import boto3
+    from botocore.config import Config
+
+    checksums: dict[str, Any] = {}
+    if settings.s3_endpoint is not None:
+        checksums = {"request_checksum_calculation": "when_required", "response_checksum_validation": "when_required"}
+    secret = settings.s3_secret_key
+    return boto3.session.Session().client(
+        "s3",
+        endpoint_url=settings.s3_endpoint,
+        region_name=settings.s3_region or ("us-east-1" if settings.s3_endpoint else None),
+        aws_access_key_id=settings.s3_access_key,
+        aws_secret_access_key=secret.get_secret_value() if secret else None,
+        config=Config(
+            connect_timeout=5,
+            read_timeout=60,
+            retries={"mode": "standard", "total_max_attempts": 5},
+            max_pool_connections=max(10, settings.readers),
+            **checksums,
+        ),
+    )
+
+
+class S3Store:
+    """One bucket."""
+
+    def __init__(self, bucket: str, settings: Settings) -> None:
+        self.bucket = bucket
+        self._client = client(settings)
+
+    def pages(self, prefix: str) -> Iterator[list[ImageObject]]:
+        """List the bucket under a prefix, a thousand keys a page."""
+        paginator = self._client.get_paginator("list_objects_v2")
+        pages = iter(paginator.paginate(Bucket=self.bucket, Prefix=prefix, PaginationConfig={"PageSize": PAGE_OBJECTS}))
+        while True:
+            try:
+                page = next(pages, None)
+            except Exception as error:
+                self._translate(error, f"s3://{self.bucket}/{prefix}")
+            if page is None:
+                return
+            yield [
+                ImageObject(
+                    entry["Key"], entry["ETag"].strip('"'), entry["Size"], entry["LastModified"].astimezone(UTC)
+                )
+                for entry in page.get("Contents", [])
+            ]
+
+    def read(self, key: str, etag: str | None) -> Blob:
+        """GET one object, with If-Match where an etag is given; see ObjectStore.read."""
+        condition: dict[str, Any] = {} if etag is None else {"IfMatch": f'"{etag}"'}
+        try:
+            answer = self._client.get_object(Bucket=self.bucket, Key=key, **condition)
+            with answer["Body"] as body:
+                data = body.read()
+        except Exception as error:
+            self._translate(error, f"s3://{self.bucket}/{key}")
+        if len(data) != answer["ContentLength"]:
+            raise TransientStorageError(
+                f"s3://{self.bucket}/{key} ended after {len(data)} of {answer['ContentLength']} bytes. It is read again."
+            )
+        return Blob(data, answer["ETag"].strip('"'), answer["LastModified"].astimezone(UTC))
+
+    def sign(self, key: str, seconds: int) -> str:
+        """A presigned GET."""
+        return self._client.generate_presigned_url(
+            "get_object", Params={"Bucket": self.bucket, "Key": key}, ExpiresIn=seconds
+        )
+
+    def _translate(self, error: Exception, what: str) -> NoReturn:
+        """Turn botocore's exceptions into ours, so that no caller needs to know boto3."""
+        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+
+        if isinstance(error, ClientError):
+            raise _client_error(error, what, self.bucket) from error
+        if isinstance(error, NoCredentialsError | PartialCredentialsError):
+            raise ConfigurationError(
+                f"{what!r}: no S3 credentials were found. Set AFTERIMAGE_S3_ACCESS_KEY and AFTERIMAGE_S3_SECRET_KEY, "
+                "the Airflow Connection afterimage_storage, or any source that boto3 reads."
+            ) from error
+        if isinstance(error, BotoCoreError | OSError) or type(error).__module__.startswith("urllib3"):
+            raise TransientStorageError(
+                f"{what!r}: {error}. It is tried again; check the endpoint if it stays."
+            ) from error
+        raise error
+
+
+def _client_error(error: ClientError, what: str, bucket: str) -> StorageError | ConfigurationError:
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if code == "NoSuchBucket":
+        return ConfigurationError(
+            f"The bucket {bucket!r} does not exist at this endpoint. Create it, or correct `images`."
+        )
+    if code in _GONE or status == 404:
+        return ObjectVanished(f"{what!r} is gone. Nothing to do: it is counted as vanished.")
+    if code == "PreconditionFailed" or status == 412:
+        return ObjectChanged(f"{what!r} was overwritten since it was listed. It is read again.")
+    if code in _WRONG_CREDENTIALS:
+        return AccessDenied(f"{what!r}: the store refuses the credentials ({code}). Renew them, then run again.")
+    if code in _DENIED or status == 403:
+        return AccessDenied(f"{what!r}: {code or status}. Give these credentials s3:GetObject and s3:ListBucket.")
+    return TransientStorageError(f"{what!r}: {code or status}. It is tried again; check the store if it stays.")

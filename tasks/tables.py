@@ -1,0 +1,94 @@
+"""How the command line prints rows: as a table for a person, as JSON for a program."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+WIDTH = 160  # where there is no terminal to ask
+
+Cell = Callable[[Mapping[str, Any]], str]
+Columns = Mapping[str, Cell]
+
+
+def _plain(name: str) -> Cell:
+    return lambda row: "" if row[name] is None else str(row[name])
+
+
+def _number(name: str, digits: int) -> Cell:
+    return lambda row: f"{row[name]:,.{digits}f}"
+
+
+def _outcomes(row: Mapping[str, Any]) -> str:
+    names = ("cached", "known_bad", "deferred", "reused", "predicted", "failed", "vanished", "open")
+    return " · ".join(f"{name} {row[name]:,}" for name in names if row[name])
+
+
+RUNS: Columns = {
+    "started": lambda row: str(row["started_at"])[:19],
+    "pipeline": lambda row: row["pipeline"] or row["source"],
+    "run": _plain("run_id"),
+    "state": _plain("state"),
+    "listed": _number("listed", 0),
+    "outcomes": _outcomes,
+    "seconds": _number("seconds", 1),
+    "images/s": _number("images_per_second", 0),
+}
+
+PREDICTIONS: Columns = {
+    "model": lambda row: f"{row['model_name']} {row['model_version']}",
+    "label": _plain("label"),
+    "score": _number("score", 4),
+    "margin": _number("margin", 4),
+    "top-k": lambda row: ", ".join(f"{best['label']} {best['score']:.2f}" for best in row["top_k"]),
+    "predicted": lambda row: str(row["predicted_at"])[:19],
+    "deleted": lambda row: str(row["deleted_at"])[:19] if row["deleted_at"] else "",
+}
+
+FAILURES: Columns = {
+    "key": _plain("key"),
+    "reason": _plain("reason"),
+    "attempts": _plain("attempts"),
+    "next retry": lambda row: "never" if row["permanent"] else str(row["next_retry_at"])[:19],
+    "message": _plain("message"),
+}
+
+FINDINGS: Columns = {
+    "": lambda row: "ok" if row["ok"] else "PROBLEM",
+    "check": _plain("check"),
+    "finding": _plain("finding"),
+}
+
+
+def show(rows: Sequence[Mapping[str, Any]], columns: Columns, empty: str, as_json: bool) -> None:
+    """Print rows on standard output. Keys may hold anything, so control characters are shown, not sent."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDTH
+    if as_json:
+        console.file.write(to_json(rows) + "\n")
+        return
+    if not rows:
+        console.print(empty)
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(printable(cell(row))) for cell in columns.values()))
+    console.print(table)
+
+
+def printable(text: str) -> str:
+    """Control characters as escapes, so that a key cannot forge lines or colours."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def to_json(value: Any) -> str:
+    """JSON with moments as ISO text."""
+    return json.dumps(value, default=str, ensure_ascii=False, indent=2)
