@@ -171,7 +171,7 @@ def tally(engine: Engine, staging: Staging) -> dict[str, Any]:
 def count_outcomes(connection: Connection, *where: ColumnElement[bool]) -> dict[str, int]:
     """{outcome: rows} of some staging, with `open` for the rows that have none."""
     outcome = work_item.c.outcome
-    counts = connection.execute(select(outcome, func.count()).where(*where).group_by(outcome)).tuples()
+    counts = connection.execute(select(outcome, func.count()).where(*where).group_by(outcome))
     return {name or "open": count for name, count in counts}
 
 

