@@ -88,15 +88,17 @@ PARAMS = {
 }
 
 
-def build(pipeline: Pipeline) -> DAG:
-    """The DAG of one pipeline."""
+def build(pipeline: Pipeline, schedule: Any = None) -> DAG:
+    """The DAG of one pipeline. A DAG file of your own may give it another schedule, such as an Asset."""
+    # A bare cron string has an interval of zero width in Airflow 3, and a backfill would find nothing.
+    if schedule is None and pipeline.schedule is not None:
+        schedule = CronDataIntervalTimetable(pipeline.schedule, timezone="UTC")
     predictions = Asset(name=f"predictions_{pipeline.name}", uri=f"x-afterimage://predictions/{pipeline.name}")
     shard_timeout = timedelta(seconds=max(3600.0, 12 * pipeline.shard_seconds))
 
     @dag(
         dag_id=f"predict_{pipeline.name}",
-        # A bare cron string has an interval of zero width in Airflow 3, and a backfill would find nothing.
-        schedule=CronDataIntervalTimetable(pipeline.schedule, timezone="UTC") if pipeline.schedule else None,
+        schedule=schedule,
         start_date=datetime(2020, 1, 1, tzinfo=UTC),
         catchup=False,
         max_active_runs=1,

@@ -7,12 +7,14 @@ answer a wrong value with a ConfigurationError that names the place, the value f
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import quote, unquote_plus
 
-from croniter import croniter
+from croniter import CroniterBadDateError, croniter
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -20,13 +22,21 @@ from tasks.errors import ConfigurationError
 
 PROJECT = Path(__file__).resolve().parent.parent
 
+# The file in torchvision:NAME?weights=FILE.
+_WEIGHTS = re.compile(r"([?&]weights=)(?!(?:random|default)(?:&|$))([^&]+)")
+
 RASTER_SUFFIXES = ("*.jpg", "*.jpeg", "*.png", "*.webp", "*.gif", "*.bmp", "*.tif", "*.tiff")
 
 
 class Settings(BaseSettings):
     """What the environment decides, the same for all pipelines of one installation."""
 
-    model_config = SettingsConfigDict(env_prefix="AFTERIMAGE_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="AFTERIMAGE_",
+        env_ignore_empty=True,  # A compose file hands on an unset variable as an empty one.
+        frozen=True,
+        extra="ignore",
+    )
 
     home: Path = Field(PROJECT / "var", description="Where the program keeps files: the default cache, models, demo.")
     pipelines: Path = Field(PROJECT / "pipelines.toml", description="The file with one table for each pipeline.")
@@ -75,7 +85,7 @@ def _setting_problems(error: ValidationError) -> Iterable[str]:
 class Pipeline(BaseModel):
     """One table of pipelines.toml. README.md, "Configuration", says why each default is what it is."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,100}$")]
     images: Annotated[str, Field(min_length=1)]
@@ -83,11 +93,11 @@ class Pipeline(BaseModel):
     schedule: str | None = None
     include: tuple[str, ...] = RASTER_SUFFIXES
     exclude: tuple[str, ...] = ()
-    shard_seconds: Annotated[float, Field(gt=0)] = 300.0
+    shard_seconds: Annotated[float, Field(gt=0, le=86_400)] = 300.0
     max_shards: Annotated[int, Field(ge=1, le=1024)] = 64
     commit_images: Annotated[int, Field(ge=1, le=100_000)] = 2_000
     lookback_days: Annotated[int, Field(ge=0, le=3650)] = 3
-    keep_runs_days: Annotated[float, Field(gt=0)] = 7.0
+    keep_runs_days: Annotated[float, Field(gt=0, le=36_500)] = 7.0
     max_failure_rate: Annotated[float, Field(ge=0, le=1)] = 0.05
 
     @field_validator("schedule")
@@ -95,9 +105,18 @@ class Pipeline(BaseModel):
     def _is_cron(cls, value: str | None) -> str | None:
         if value is None or value.strip().lower() == "none":
             return None
-        if croniter.is_valid(value):
+        if croniter.is_valid(value) and (value.startswith("@") or len(value.split()) == 5) and _ever_fires(value):
             return value
         raise ValueError('expected a cron expression such as "0 2 * * *" or "@daily", or "none"')
+
+
+def _ever_fires(cron: str) -> bool:
+    """Whether a cron expression names a moment at all: `0 2 30 2 *` is valid, and no February has 30 days."""
+    try:
+        croniter(cron).get_next()
+    except CroniterBadDateError:
+        return False
+    return True
 
 
 def load_pipelines(path: Path) -> dict[str, Pipeline]:
@@ -111,6 +130,10 @@ def load_pipelines(path: Path) -> dict[str, Pipeline]:
     except FileNotFoundError:
         raise ConfigurationError(
             f"{path} does not exist. Create it, or point AFTERIMAGE_PIPELINES at your file."
+        ) from None
+    except OSError as error:
+        raise ConfigurationError(
+            f"{path} cannot be read: {error.strerror}. Point AFTERIMAGE_PIPELINES at a file that this user may read."
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} is not valid TOML: {error}. Mend that line.") from None
@@ -148,8 +171,14 @@ def _table_problems(path: Path, name: str, error: ValidationError) -> Iterable[s
 
 def absolute_uri(uri: str, base: Path) -> str:
     """Leave URIs with a scheme as they are; turn local paths into absolute ones below `base`."""
-    if "://" in uri or uri.startswith("torchvision:"):
+    if uri.startswith("torchvision:"):
+        return _WEIGHTS.sub(lambda found: found[1] + quote(_absolute(unquote_plus(found[2]), base)), uri)
+    if "://" in uri:
         return uri
+    return _absolute(uri, base)
+
+
+def _absolute(uri: str, base: Path) -> str:
     return os.path.normpath(base / Path(uri).expanduser()) + ("/" if uri.endswith("/") else "")
 
 

@@ -17,12 +17,12 @@ BACKFILL, SCHEDULED = "backfill", "scheduled"
 
 _FIELD = re.compile(r"\{\{\s*(.*?)\s*\}\}")
 _FORMATS: Mapping[str, tuple[str, str]] = {
-    # name -> (strftime format, the digits that it renders)
-    "ds": ("%Y-%m-%d", r"(?P<year>\d{4})-(?P<month>\d{2})-(?P<day>\d{2})"),
-    "ds_nodash": ("%Y%m%d", r"(?P<year>\d{4})(?P<month>\d{2})(?P<day>\d{2})"),
-    "year": ("%Y", r"(?P<year>\d{4})"),
-    "month": ("%m", r"(?P<month>\d{2})"),
-    "day": ("%d", r"(?P<day>\d{2})"),
+    # name -> (how it is written, the digits that it renders); strftime writes the year 26 with two digits
+    "ds": ("{0.year:04}-{0.month:02}-{0.day:02}", r"(?P<year>\d{4})-(?P<month>\d{2})-(?P<day>\d{2})"),
+    "ds_nodash": ("{0.year:04}{0.month:02}{0.day:02}", r"(?P<year>\d{4})(?P<month>\d{2})(?P<day>\d{2})"),
+    "year": ("{0.year:04}", r"(?P<year>\d{4})"),
+    "month": ("{0.month:02}", r"(?P<month>\d{2})"),
+    "day": ("{0.day:02}", r"(?P<day>\d{2})"),
 }
 
 
@@ -72,8 +72,9 @@ def resolve(
 
     Raises ConfigurationError where a bound is not a date or the window is empty.
     """
-    if window_start is not None or window_end is not None:
-        return _checked(_moment("window_start", window_start), _moment("window_end", window_end))
+    asked_start, asked_end = _moment("window_start", window_start), _moment("window_end", window_end)
+    if asked_start is not None or asked_end is not None:
+        return _checked(asked_start, asked_end)
     has_interval = data_interval_start is not None and data_interval_end is not None
     if not has_interval or data_interval_start == data_interval_end:
         return EVERYTHING
@@ -90,14 +91,13 @@ def _moment(name: str, value: str | datetime | None) -> datetime | None:
     """Parse one bound; a moment without a zone is UTC."""
     if value is None or value == "":
         return None
-    if isinstance(value, str):
-        try:
-            value = datetime.fromisoformat(value)
-        except ValueError:
-            raise ConfigurationError(
-                f"{name} is {value!r}, which is not a date. Give ISO 8601, such as 2026-03-01 or 2026-03-01T06:00:00Z."
-            ) from None
-    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    try:
+        moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise ConfigurationError(
+            f"{name} is {value!r}, which is not a date. Give ISO 8601, such as 2026-03-01 or 2026-03-01T06:00:00Z."
+        ) from None
 
 
 def _checked(start: datetime | None, end: datetime | None) -> Window:
@@ -136,7 +136,7 @@ class DateTemplate:
 
     def render(self, day: date) -> str:
         """The prefix of one day."""
-        return _FIELD.sub(lambda found: day.strftime(_FORMATS[found[1]][0]), self.text)
+        return _FIELD.sub(lambda found: _FORMATS[found[1]][0].format(day), self.text)
 
     def prefixes(self, window: Window) -> list[str]:
         """What to list: the prefix of each day of a window that is bounded on both sides, else the stem."""
@@ -163,7 +163,7 @@ class DateTemplate:
             parts.append(_once(_FORMATS[found[1]][1], seen))
             position = found.end()
         parts.append(re.escape(self.text[position:]))
-        return re.compile("".join(parts), re.DOTALL)
+        return re.compile("".join(parts), re.DOTALL | re.ASCII)
 
 
 def _once(pattern: str, seen: set[str]) -> str:
@@ -177,8 +177,8 @@ def _once(pattern: str, seen: set[str]) -> str:
 
 def _span(fields: Mapping[str, str]) -> tuple[date | None, date | None]:
     """First and last day that the fields allow; (None, None) where they are no date, such as month 13."""
-    if "year" not in fields:
-        return date.min, date.max
+    if "year" not in fields or ("day" in fields and "month" not in fields):
+        return date.min, date.max  # Which days these are is known to the prefixes that were listed, not to the key.
     year, month, day = (int(fields.get(name, 0)) for name in ("year", "month", "day"))
     try:
         first = date(year, month or 1, day or 1)

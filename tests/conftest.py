@@ -127,14 +127,20 @@ def s3_settings(s3_endpoint: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def bucket(s3_settings: dict[str, str]) -> Iterator[str]:
+def bucket(s3_settings: dict[str, str]) -> str:
     """The name of an empty bucket."""
     from tasks.settings import load_settings
     from tasks.storage.s3 import client
 
     name = f"test-{uuid.uuid4().hex[:12]}"
     client(load_settings(**s3_settings)).create_bucket(Bucket=name)
-    yield name
+    return name
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home that tests share, so that each network is converted once."""
+    return tmp_path_factory.mktemp("home")
 
 
 @pytest.fixture(scope="session")

@@ -7,12 +7,14 @@ pixels change, not when a library's version does.
 
 from __future__ import annotations
 
+import codecs
 import io
+import re
 from importlib.metadata import version
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from tasks.errors import ImageError
 from tasks.models.bundle import Preprocessing
@@ -21,10 +23,23 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs: a quarter of a gigabyte of RGB
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_TURNS = {
+    # EXIF orientation -> what brings the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# What begins so and is not recognised ends within its header.
+_OUR_FORMATS = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF.{4}WEBP|II\*\x00|MM\x00\*", re.DOTALL)
 _OTHER_FORMATS = {
     # What begins so is a picture of a format that is not decoded here.
     b"%PDF": "PDF",
     b"%!PS": "PostScript",
+    b"\xc5\xd0\xd3\xc6": "PostScript",
     b"<svg": "SVG",
     b"<?xml": "XML or SVG",
     b"8BPS": "Photoshop",
@@ -60,12 +75,13 @@ def decode(data: bytes, spec: Preprocessing) -> npt.NDArray[np.uint8]:
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    """The pixels of ImageOps.exif_transpose; that one also writes the EXIF anew, and falls over odd tags in it."""
+    image.load()
     try:
-        return ImageOps.exif_transpose(image)
-    except (UnidentifiedImageError, OSError):
-        raise
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # Broken EXIF says nothing about the orientation; the pixels may still be whole.
         return image
+    return image if turn is None else image.transpose(turn)
 
 
 def _crop(image: Image.Image, spec: Preprocessing) -> Image.Image:
@@ -74,6 +90,8 @@ def _crop(image: Image.Image, spec: Preprocessing) -> Image.Image:
     short, long = min(width, height), max(width, height)
     stretched = int(spec.resize * long / short)
     size = (spec.resize, stretched) if width <= height else (stretched, spec.resize)
+    if size[0] * size[1] > MAX_PIXELS:  # A line of 1 x 60,000 pixels is small until its shorter side is resized.
+        raise ImageError("too_many_pixels", _too_many(f"{width} x {height} becomes {size[0]} x {size[1]}"))
     if size != image.size:
         image = image.resize(size, _FILTERS[spec.interpolation])
     left, top = round((size[0] - spec.crop) / 2.0), round((size[1] - spec.crop) / 2.0)
@@ -81,7 +99,9 @@ def _crop(image: Image.Image, spec: Preprocessing) -> Image.Image:
 
 
 def _unidentified(data: bytes) -> ImageError:
-    start = data[:64].lstrip()
+    if _OUR_FORMATS.match(data):
+        return ImageError("truncated", f"The file ends within its header, after {len(data):,} bytes. Upload it again.")
+    start = data[:64].removeprefix(codecs.BOM_UTF8).lstrip()
     for magic, name in _OTHER_FORMATS.items():
         if start.startswith(magic) or data.startswith(magic):
             return ImageError("unsupported_format", f"This is {name}. Convert it to one of {', '.join(FORMATS)}.")

@@ -38,6 +38,6 @@ def _scored(row: npt.NDArray[np.float64], labels: Sequence[str], top_k: int) -> 
         label=labels[first],
         score=float(row[first]),
         margin=float(row[first]) - second,
-        entropy=float(-(positive * np.log(positive)).sum()),
+        entropy=abs(float((positive * np.log(positive)).sum())),  # abs: a sure model has 0.0, not -0.0
         top_k=tuple((labels[int(index)], float(row[index])) for index in best[:top_k]),
     )

@@ -2,7 +2,7 @@
 
     reads = Buffered(parallel(read, rows, workers=16), size=32)
     pixels = Buffered(parallel(decode, look_up(reads), workers=2), size=64)
-    for batch in pixels.batches(32): ...
+    for group in pixels.groups(32): ...
 
 A stage is a generator; `Buffered` runs the generators before it in a thread of its own. An error in any stage comes
 out at the end of the chain, and closing the end closes every thread before it. Threads, because decoding, hashing,
@@ -128,6 +128,7 @@ class Buffered(Generic[T]):
             with suppress(queue.Empty):
                 self._queue.get_nowait()
             self._thread.join(timeout=0.01)
+        self._ended = self._ended or _End(None)  # Whoever asks for more gets the end, and does not wait for ever.
 
     def _run(self) -> None:
         error: BaseException | None = None

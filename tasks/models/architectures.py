@@ -43,7 +43,7 @@ def build(architecture: str, classes: int, options: Mapping[str, Any]) -> nn.Mod
         if library == "torchvision" and name in classifiers():
             network: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes, **options)
             return network
-    except TypeError as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ModelError(
             f"{architecture} does not take these options: {error}. Correct [options] in model.toml."
         ) from None

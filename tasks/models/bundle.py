@@ -106,7 +106,7 @@ def read_bundle(folder: Path) -> Bundle:
     manifest = folder / "model.toml"
     try:
         table = tomllib.loads(manifest.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ModelError(
             f"{manifest} does not exist. Point `model` at a bundle folder, or at torchvision:NAME."
         ) from None

@@ -63,7 +63,7 @@ def _stored(uri: str, settings: Settings) -> Bundle:
 
 def _torchvision(uri: str, settings: Settings) -> Bundle:
     name, _, query = uri.removeprefix("torchvision:").partition("?")
-    options = dict(parse_qsl(query))
+    options = dict(parse_qsl(query, keep_blank_values=True))
     unknown = set(options) - {"weights", "seed"}
     if unknown:
         raise ModelError(
@@ -85,8 +85,8 @@ def _torchvision(uri: str, settings: Settings) -> Bundle:
 
 def _seed(uri: str, options: dict[str, str]) -> int:
     seed = options.get("seed", "0")
-    if not seed.isdecimal():
-        raise ModelError(f"{uri!r}: seed is {seed!r}. Give a whole number, such as seed=0.")
+    if not seed.isdecimal() or int(seed) >= 2**63:
+        raise ModelError(f"{uri!r}: seed is {seed!r}. Give a whole number below 2**63, such as seed=0.")
     return int(seed)
 
 

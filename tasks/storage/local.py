@@ -31,7 +31,8 @@ class LocalStore:
         if not os.path.isdir(self.root):
             raise ConfigurationError(f"The folder {self.root} does not exist. Create it, or correct `images`.")
         page: list[ImageObject] = []
-        for image in self._walk(self._start(prefix), prefix):
+        start = self._start(prefix)
+        for image in [] if start is None else self._walk(start, prefix):
             page.append(image)
             if len(page) == PAGE_OBJECTS:
                 yield page
@@ -68,9 +69,11 @@ class LocalStore:
         """A file:// URL; it needs no signature and does not expire."""
         return Path(self._inside(key)).as_uri()
 
-    def _start(self, prefix: str) -> str:
-        """The deepest folder that holds everything under the prefix."""
-        return self._inside(prefix.rpartition("/")[0]) if "/" in prefix else self.root
+    def _start(self, prefix: str) -> str | None:
+        """The deepest folder that holds everything under the prefix; None where it is a link, which is not followed."""
+        folder = prefix.rpartition("/")[0]
+        path = os.path.normpath(os.path.join(self.root, folder.lstrip("/")))
+        return self._inside(folder) if os.path.realpath(path) == path else None
 
     def _inside(self, key: str) -> str:
         path = os.path.realpath(os.path.join(self.root, key.lstrip("/")))
@@ -86,6 +89,10 @@ class LocalStore:
             return
         except PermissionError as error:
             raise AccessDenied(f"The folder {folder} may not be read: {error}. Give it read permission.") from None
+        except OSError as error:
+            raise TransientStorageError(
+                f"The folder {folder} could not be listed: {error}. Check the disk, then run again."
+            ) from error
         for entry in entries:
             key = os.path.relpath(entry.path, self.root)
             if entry.is_dir(follow_symlinks=False):
@@ -103,7 +110,7 @@ class LocalStore:
             found = entry.stat()
         except FileNotFoundError:
             return None
-        except (AccessDenied, UnicodeEncodeError) as error:
+        except (AccessDenied, UnicodeEncodeError, OSError) as error:  # OSError: a link that leads to itself.
             log.warning("Passed over %r: %s", key, error)
             return None
         if not stat.S_ISREG(found.st_mode):

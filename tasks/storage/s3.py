@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC
 from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import urlsplit
 
 from tasks.errors import (
     AccessDenied,
@@ -37,6 +38,7 @@ def client(settings: Settings) -> S3Client:
 
     checksums: dict[str, Any] = {}
     if settings.s3_endpoint is not None:
+        _check_endpoint(settings.s3_endpoint)
         checksums = {"request_checksum_calculation": "when_required", "response_checksum_validation": "when_required"}
     secret = settings.s3_secret_key
     return boto3.session.Session().client(
@@ -53,6 +55,14 @@ def client(settings: Settings) -> S3Client:
             **checksums,
         ),
     )
+
+
+def _check_endpoint(endpoint: str) -> None:
+    parts = urlsplit(endpoint)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigurationError(
+            f"AFTERIMAGE_S3_ENDPOINT is {endpoint!r}, which is no web address. Write it as http://HOST:PORT."
+        )
 
 
 class S3Store:
@@ -103,7 +113,13 @@ class S3Store:
 
     def _translate(self, error: Exception, what: str) -> NoReturn:
         """Turn botocore's exceptions into ours, so that no caller needs to know boto3."""
-        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+        from botocore.exceptions import (
+            BotoCoreError,
+            ClientError,
+            NoCredentialsError,
+            ParamValidationError,
+            PartialCredentialsError,
+        )
 
         if isinstance(error, ClientError):
             raise _client_error(error, what, self.bucket) from error
@@ -112,6 +128,8 @@ class S3Store:
                 f"{what!r}: no S3 credentials were found. Set AFTERIMAGE_S3_ACCESS_KEY and AFTERIMAGE_S3_SECRET_KEY, "
                 "the Airflow Connection afterimage_storage, or any source that boto3 reads."
             ) from error
+        if isinstance(error, ParamValidationError):
+            raise ConfigurationError(f"{what!r} cannot be asked for: {error}. Correct `images`.") from error
         if isinstance(error, BotoCoreError | OSError) or type(error).__module__.startswith("urllib3"):
             raise TransientStorageError(
                 f"{what!r}: {error}. It is tried again; check the endpoint if it stays."

@@ -1,0 +1,86 @@
+"""What holds for every DAG, by parsing alone."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from tests.dags.conftest import load_dags
+
+
+@pytest.fixture(scope="module")
+def bag(airflow: None) -> Any:
+    return load_dags()
+
+
+def test_every_dag_file_parses_and_every_pipeline_has_a_dag(bag: Any) -> None:
+    assert bag.import_errors == {}
+    assert sorted(bag.dags) == ["predict_manual", "predict_plain", "predict_templated"]
+
+
+def test_the_steps_stand_in_their_order(bag: Any) -> None:
+    dag = bag.dags["predict_plain"]
+    edges = {name: sorted(task.downstream_task_ids) for name, task in dag.task_dict.items()}
+    assert edges == {
+        "list_images": ["deduplicate"],
+        "deduplicate": ["predict_and_upsert"],
+        "predict_and_upsert": ["publish_run"],
+        "publish_run": ["close_run"],
+        "close_run": [],
+    }
+
+
+def test_shards_go_to_the_gpu_and_nothing_else_does(bag: Any) -> None:
+    for dag in bag.dags.values():
+        for name, task in dag.task_dict.items():
+            on_gpu = name == "predict_and_upsert"
+            assert (task.pool == "gpu", task.queue == "gpu") == (on_gpu, on_gpu), name
+
+
+def test_a_day_is_a_day_wide(bag: Any) -> None:
+    timetable = bag.dags["predict_plain"].timetable
+    assert type(timetable).__name__ == "CronDataIntervalTimetable"
+    assert bag.dags["predict_manual"].timetable.can_be_scheduled is False
+
+
+def test_dags_do_not_catch_up_do_not_overlap_and_have_an_end(bag: Any) -> None:
+    for dag in bag.dags.values():
+        assert dag.catchup is False
+        assert dag.max_active_runs == 1
+        assert dag.dagrun_timeout is not None
+
+
+def test_tasks_are_tried_again_with_backoff_and_have_a_time_out(bag: Any) -> None:
+    for dag in bag.dags.values():
+        for task in dag.task_dict.values():
+            assert task.retries == 3
+            assert task.retry_exponential_backoff == 2.0
+            assert task.execution_timeout >= timedelta(hours=1)
+
+
+def test_what_cannot_be_mended_by_another_try_is_not_tried_again(bag: Any) -> None:
+    from airflow.sdk import RetryAction
+
+    from tasks.errors import DatabaseUnavailable, ModelError, TooManyFailures, TransientStorageError
+
+    policy = bag.dags["predict_plain"].task_dict["list_images"].retry_policy
+    for error in (ModelError("x"), TooManyFailures("x")):
+        assert policy.evaluate(error, 1, 3).action == RetryAction.FAIL, error
+    for error in (TransientStorageError("x"), DatabaseUnavailable("x")):
+        assert policy.evaluate(error, 1, 3).action != RetryAction.FAIL, error
+
+
+def test_the_manual_is_on_the_dag_and_names_every_param(bag: Any) -> None:
+    dag = bag.dags["predict_plain"]
+    assert sorted(dag.params) == ["dry_run", "force", "limit", "window_end", "window_start"]
+    for name in dag.params:
+        assert f"`{name}`" in dag.doc_md
+
+
+def test_the_teardown_does_not_decide_the_state_of_the_run(bag: Any) -> None:
+    dag = bag.dags["predict_plain"]
+    assert dag.task_dict["close_run"].is_teardown is True
+    assert dag.task_dict["close_run"].on_failure_fail_dagrun is False
+    assert dag.task_dict["publish_run"].trigger_rule == "none_failed"
