@@ -92,7 +92,8 @@ def _moment(name: str, value: str | datetime | None) -> datetime | None:
     if value is None or value == "":
         return None
     try:
-        moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+        # Airflow's moments are of a class of its own, whose arithmetic drops a plain time zone: make them plain.
+        moment = datetime.fromisoformat(value if isinstance(value, str) else value.isoformat())
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     except (ValueError, OverflowError):
         raise ConfigurationError(

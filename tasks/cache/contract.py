@@ -51,6 +51,12 @@ def runs(engine: Engine, pipeline: str | None, limit: int) -> list[dict[str, Any
     return _rows(engine, f"SELECT * FROM {{view}} {where}ORDER BY started_at DESC LIMIT :limit", "v_run", **values)
 
 
+def run_of(engine: Engine, dag_id: str, run_id: str) -> dict[str, Any] | None:
+    """One run, None where the cache does not know it."""
+    query = "SELECT * FROM {view} WHERE dag_id = :dag_id AND run_id = :run_id"
+    return next(iter(_rows(engine, query, "v_run", dag_id=dag_id, run_id=run_id)), None)
+
+
 def _rows(engine: Engine, query: str, view: str, **values: Any) -> list[dict[str, Any]]:
     with reading(engine) as connection:
         found = connection.execute(text(query.format(view=_name(connection, view))), values)
