@@ -1,0 +1,171 @@
+"""The command line as a user runs it: what it prints, where, and how it exits."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.pictures import write_pictures, write_small_bundle
+
+COUNTS = ("listed", "cached", "known_bad", "deferred", "reused", "predicted", "failed", "vanished", "ignored")
+
+
+class Cli:
+    """`python -m tasks` in a process of its own, as ./afterimage starts it."""
+
+    def __init__(self, home: Path, folder: Path, database_url: str) -> None:
+        self.folder = folder
+        (folder / "pipelines.toml").write_text('[photos]\nimages = "images"\nmodel = "model"\n')
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "AFTERIMAGE_HOME": str(home),
+            "AFTERIMAGE_PIPELINES": str(folder / "pipelines.toml"),
+            "AFTERIMAGE_DATABASE": database_url,
+            "AFTERIMAGE_DEVICE": "cpu",
+        }
+
+    def run(self, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "tasks", *arguments]
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False, timeout=120
+        )
+        assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
+        assert "Traceback" not in done.stderr
+        return done
+
+    def json(self, *arguments: str, code: int = 0) -> Any:
+        return json.loads(self.run(*arguments, "--json", code=code).stdout)
+
+
+@pytest.fixture
+def cli(home: Path, tmp_path: Path, database_url: str) -> Cli:
+    write_pictures(tmp_path / "images", 6)
+    write_small_bundle(tmp_path / "model")
+    return Cli(home, tmp_path, database_url)
+
+
+def test_predict_prints_one_json_object_with_every_count(cli: Cli) -> None:
+    counts = cli.json("predict", "photos")
+    extra = ("run_id", "forward_passes", "reads", "seconds", "images_per_second", "model_id")
+    assert set(COUNTS) | set(extra) <= set(counts)
+    assert (counts["listed"], counts["predicted"], counts["reads"]) == (6, 6, 6)
+    assert counts["images_per_second"] > 0
+    again = cli.json("predict", "photos")
+    assert (again["cached"], again["reads"], again["forward_passes"]) == (6, 0, 0)
+
+
+def test_predict_without_a_pipeline(cli: Cli) -> None:
+    done = cli.run("predict", "--images", "images", "--model", "model")
+    assert "listed 6 = cached 0 · predicted 6" in done.stdout
+    assert "6 of 6 images" in done.stderr
+
+
+def test_predict_takes_a_window_force_limit_and_dry_run(cli: Cli) -> None:
+    assert cli.json("predict", "photos", "--dry-run")["open"] == 6
+    assert cli.json("status") == []
+    assert cli.json("predict", "photos", "--since", "2100-01-01")["listed"] == 0
+    assert cli.json("predict", "photos", "--until", "2000-01-01")["listed"] == 0
+    assert cli.json("predict", "photos", "--limit", "2")["deferred"] == 4
+    assert cli.json("predict", "photos", "--force")["predicted"] == 6
+
+
+def test_some_failed_images_exit_with_1_and_are_listed(cli: Cli) -> None:
+    (cli.folder / "images" / "bad\n\x1b[31mred.png").write_bytes(b"no image")
+    counts = cli.json("predict", "photos", code=1)
+    assert counts["failed"] == 1
+    done = cli.run("failures")
+    assert "not_an_image" in done.stdout
+    assert "\x1b[31m" not in done.stdout, "a key must not colour the terminal"
+    assert "bad\\n\\x1b[31mred.png" in done.stdout
+    assert [row["reason"] for row in cli.json("failures", "--reason", "not_an_image")] == ["not_an_image"]
+    assert cli.json("failures", "--reason", "truncated") == []
+
+
+def test_too_many_failures_still_print_the_counts(cli: Cli) -> None:
+    for number in range(5):
+        (cli.folder / "images" / f"bad-{number}.png").write_bytes(b"no image %d" % number)
+    done = cli.run("predict", "photos", "--json", code=1)
+    assert json.loads(done.stdout)["failed"] == 5
+    assert "max_failure_rate" in done.stderr
+
+
+def test_show_tells_all_of_a_key(cli: Cli) -> None:
+    cli.run("predict", "photos")
+    found = cli.json("show", "00003.png")
+    assert len(found["predictions"]) == 1
+    assert found["predictions"][0]["top_k"][0]["label"] == found["predictions"][0]["label"]
+    assert "small 1" in cli.run("show", "00003.png").stdout
+    assert "Nothing is known of 'nix.png'" in cli.run("show", "nix.png", code=1).stderr
+
+
+def test_status_lists_the_newest_run_first(cli: Cli) -> None:
+    cli.run("predict", "photos")
+    cli.run("predict", "photos")
+    rows = cli.json("status", "photos")
+    assert [(row["state"], row["cached"], row["predicted"]) for row in rows] == [("success", 6, 0), ("success", 0, 6)]
+    assert "cached 6" in cli.run("status").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("predict", "nix"), "has no pipeline 'nix'. It has: photos"),
+        (("predict", "--images", "nowhere", "--model", "model"), "nowhere does not exist"),
+        (("predict", "--images", "ftp://x/y", "--model", "model"), "starts with ftp://"),
+        (("predict", "--images", "images", "--model", "nowhere"), "model.toml does not exist"),
+        (("predict", "--images", "images"), "--images needs --model"),
+        (("predict",), "give the name of a pipeline"),
+        (("predict", "photos", "--since", "yesterday"), "'yesterday', which is not a date"),
+        (("predict", "photos", "--database", "mysql://x/y"), "names 'mysql'"),
+        (("predict", "photos", "--database", "nonsense"), "not a database URL"),
+        (("status", "--database", "postgresql://me:canary-4711@127.0.0.1:1/x"), "cannot be reached"),
+    ],
+)
+def test_what_could_not_run_exits_with_2_and_says_what_to_do(
+    cli: Cli, arguments: tuple[str, ...], message: str
+) -> None:
+    done = cli.run(*arguments, code=2)
+    flat = " ".join(done.stderr.replace("│", " ").split())
+    assert message in flat
+    assert "canary-4711" not in flat
+
+
+def test_migrate_says_the_version(cli: Cli) -> None:
+    assert cli.json("migrate") == {"version": "0001"}
+
+
+def test_doctor_finds_nothing_wrong_here(cli: Cli) -> None:
+    findings = {finding["check"]: finding["ok"] for finding in cli.json("doctor")}
+    assert findings == {
+        "database": True,
+        "device": True,
+        "pool": True,
+        "photos: images": True,
+        "photos: model": True,
+    }
+
+
+def test_doctor_says_what_is_wrong_and_what_to_do(cli: Cli, tmp_path: Path) -> None:
+    (cli.folder / "pipelines.toml").write_text('[photos]\nimages = "nowhere"\nmodel = "nothing"\n')
+    fresh = f"sqlite:///{tmp_path / 'never-migrated.db'}"
+    findings = {finding["check"]: finding for finding in cli.json("doctor", "--database", fresh, code=1)}
+    assert "./afterimage migrate" in findings["database"]["finding"]
+    assert "does not exist. Create it" in findings["photos: images"]["finding"]
+    assert "Point `model` at a bundle folder" in findings["photos: model"]["finding"]
+    (cli.folder / "pipelines.toml").write_text("broken")
+    assert any("not valid TOML" in finding["finding"] for finding in cli.json("doctor", code=1))
+
+
+def test_every_command_has_help(cli: Cli) -> None:
+    listed = cli.run("--help").stdout
+    for command in ("predict", "status", "show", "failures", "migrate", "doctor"):
+        assert command in listed
+        assert "--json" in cli.run(command, "--help").stdout
