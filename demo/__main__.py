@@ -57,7 +57,7 @@ def run_dag() -> dict[str, Any]:
 
 def airflow(*arguments: str) -> None:
     """Run an Airflow command; its output goes to a log file, and its end is shown where it fails."""
-    log = PROJECT / "var" / "demo" / "airflow.log"
+    log = load_settings().home / "demo" / "airflow.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [str(PROJECT / "scripts" / "with-airflow"), "airflow", *arguments]
     with open(log, "ab") as out:

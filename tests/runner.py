@@ -20,7 +20,9 @@ class Runner:
     """One pipeline over one cache; keyword arguments of `pipeline` are keys of its table."""
 
     def __init__(self, home: Path, database_url: str, settings: dict[str, Any] | None = None, **pipeline: Any) -> None:
-        self.settings: Settings = load_settings(home=home, database=database_url, device="cpu", **(settings or {}))
+        self.settings: Settings = load_settings(
+            home=home, database=database_url, **{"device": "cpu", **(settings or {})}
+        )
         self.pipeline = Pipeline(**{"name": "test", "max_failure_rate": 1.0, **pipeline})
 
     def request(self, window: Window = EVERYTHING, **asked: Any) -> RunRequest:

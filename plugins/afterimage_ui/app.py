@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
-from airflow.api_fastapi.core_api.security import requires_access_dag
+from airflow.api_fastapi.core_api.security import get_user, requires_access_dag
 from fastapi import Depends, FastAPI, Request, Response
-from fastapi.responses import HTMLResponse
+from fastapi.responses import FileResponse, HTMLResponse
 from fastapi.templating import Jinja2Templates
 
 from tasks.cache import contract
@@ -35,7 +35,9 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
 }
 
-templates = Jinja2Templates(Path(__file__).parent / "templates")
+FOLDER = Path(__file__).parent
+
+templates = Jinja2Templates(FOLDER / "templates")
 
 
 def create_app() -> FastAPI:
@@ -43,6 +45,7 @@ def create_app() -> FastAPI:
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     may_read = Depends(requires_access_dag("GET", DagAccessEntity.RUN))
     app.get("/runs/{dag_id}/{run_id}", response_class=HTMLResponse, dependencies=[may_read])(run_page)
+    app.get("/style.css", dependencies=[Depends(get_user)])(style)
     app.middleware("http")(_guard)
     return app
 
@@ -56,6 +59,11 @@ def run_page(request: Request, dag_id: str, run_id: str) -> Response:
         run, problem = None, str(error)
     shown = {"run": run, "problem": problem, "outcomes": OUTCOMES}
     return templates.TemplateResponse(request, "run.html", shown)
+
+
+def style() -> Response:
+    """The style sheet: a route, because Airflow would serve a static folder to anybody."""
+    return FileResponse(FOLDER / "style.css", media_type="text/css")
 
 
 async def _guard(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:

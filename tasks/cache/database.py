@@ -31,9 +31,9 @@ def connect(url: str, statement_timeout: timedelta | None = None) -> Engine:
     parsed = _parse(url)
     if parsed.get_backend_name() == "sqlite":
         return _sqlite(parsed)
-    options = (
-        "" if statement_timeout is None else f"-c statement_timeout={int(statement_timeout.total_seconds() * 1000)}"
-    )
+    options = str(parsed.query.get("options", ""))
+    if statement_timeout is not None:
+        options += f" -c statement_timeout={int(statement_timeout.total_seconds() * 1000)}"
     return create_engine(
         parsed,
         pool_pre_ping=True,

@@ -223,8 +223,9 @@ def forget_run(engine: Engine, staging: Staging) -> None:
 
 
 def prune_staging(engine: Engine, name: str | None, keep: timedelta) -> int:
-    """Drop the staging of a pipeline's runs that closed longer ago than `keep`; the run rows stay."""
-    old = select(run.c.run_no).where(run.c.pipeline.is_not_distinct_from(name), run.c.finished_at < now() - keep)
+    """Drop the staging of a pipeline's runs that closed, or began and never closed, before `keep`; run rows stay."""
+    ended = func.coalesce(run.c.finished_at, run.c.started_at)
+    old = select(run.c.run_no).where(run.c.pipeline.is_not_distinct_from(name), ended < now() - keep)
     with writing(engine) as connection:
         connection.execute(delete(shard).where(shard.c.run_no.in_(old)))
         return connection.execute(delete(work_item).where(work_item.c.run_no.in_(old))).rowcount

@@ -30,7 +30,6 @@ class Verdict:
     def __init__(self, storage_works: Callable[[list[Work]], bool]) -> None:
         self._storage_works = storage_works
         self._held: dict[str, list[Work]] = {_STORAGE: [], _MODEL: []}
-        self._proven = {_STORAGE: False, _MODEL: False}
 
     def judge(self, work: Work) -> list[Work]:
         """Take one finished work; return what may be committed now.
@@ -54,14 +53,16 @@ class Verdict:
         raise self._fault(kind)
 
     def close(self) -> list[Work]:
-        """At the end of a shard: release what is held, or raise GlobalFault where storage was never seen to work."""
+        """At the end of a shard: release what is held, or raise GlobalFault where storage does not work now.
+
+        That it worked earlier in the shard proves nothing: it may have gone away since.
+        """
         held = self._held[_STORAGE]
-        if held and not self._proven[_STORAGE] and not self._storage_works(held):
+        if held and not self._storage_works(held):
             raise self._fault(_STORAGE)
         return self._prove(_STORAGE) + self._prove(_MODEL)
 
     def _prove(self, kind: str) -> list[Work]:
-        self._proven[kind] = True
         released, self._held[kind] = self._held[kind], []
         return released
 

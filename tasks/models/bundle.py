@@ -125,7 +125,8 @@ def read_bundle(folder: Path) -> Bundle:
 
 def _labels(path: Path) -> tuple[str, ...]:
     try:
-        labels = tuple(path.read_text(encoding="utf-8").splitlines())
+        # Lines end with a line feed and with nothing else: a label may hold the other ends that Unicode knows.
+        labels = tuple(path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n"))
     except FileNotFoundError:
         raise ModelError(f"{path} does not exist. Write one label a line, in the order of the outputs.") from None
     except UnicodeDecodeError as error:

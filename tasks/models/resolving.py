@@ -63,6 +63,10 @@ def _stored(uri: str, settings: Settings) -> Bundle:
 
 def _torchvision(uri: str, settings: Settings) -> Bundle:
     name, _, query = uri.removeprefix("torchvision:").partition("?")
+    if not name.isidentifier():
+        raise ModelError(
+            f"{uri!r}: {name!r} is no name of a network. Write torchvision:NAME, such as torchvision:resnet18."
+        )
     options = dict(parse_qsl(query, keep_blank_values=True))
     unknown = set(options) - {"weights", "seed"}
     if unknown:
@@ -97,6 +101,7 @@ def _once(folder: Path, fill: Callable[[Path], None]) -> Bundle:
         scratch = Path(tempfile.mkdtemp(dir=folder.parent))
         try:
             fill(scratch)
+            scratch.chmod(0o755)  # mkdtemp gives it to this user alone; workers may run as others
             os.rename(scratch, folder)
         except OSError:
             if not (folder / "model.toml").exists():
@@ -119,7 +124,7 @@ def _default(folder: Path, name: str) -> None:
     _weights_enum(name)
     try:
         network = torchvision.models.get_model(name, weights="DEFAULT")
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: what came has another hash than its name says.
         raise ModelError(
             f"The weights of torchvision:{name} could not be downloaded: {error}. "
             f"Fetch them elsewhere and give torchvision:{name}?weights=FILE.safetensors."

@@ -129,7 +129,9 @@ class S3Store:
                 "the Airflow Connection afterimage_storage, or any source that boto3 reads."
             ) from error
         if isinstance(error, ParamValidationError):
-            raise ConfigurationError(f"{what!r} cannot be asked for: {error}. Correct `images`.") from error
+            raise ConfigurationError(
+                f"{what!r} is no address in S3. Correct `images`: a bucket's name has letters, digits, dots and hyphens."
+            ) from error
         if isinstance(error, BotoCoreError | OSError) or type(error).__module__.startswith("urllib3"):
             raise TransientStorageError(
                 f"{what!r}: {error}. It is tried again; check the endpoint if it stays."

@@ -68,6 +68,25 @@ def test_predict_without_a_pipeline(cli: Cli) -> None:
     assert "6 of 6 images" in done.stderr
 
 
+def test_a_terminal_gets_a_bar_in_images_with_the_time_left(cli: Cli) -> None:
+    import pty
+
+    parent, child = pty.openpty()
+    command = [sys.executable, "-m", "tasks", "predict", "photos"]
+    environment = {**cli.environment, "TERM": "xterm", "COLUMNS": "100"}
+    with subprocess.Popen(command, cwd=cli.folder, env=environment, stdout=subprocess.PIPE, stderr=child) as running:
+        os.close(child)
+        shown = b""
+        try:
+            while chunk := os.read(parent, 4096):
+                shown += chunk
+        except OSError:  # the terminal's other end is closed
+            pass
+        assert b"listed 6" in (running.stdout.read() if running.stdout else b"")
+    assert "6/6" in shown.decode()
+    assert "images" in shown.decode()
+
+
 def test_predict_takes_a_window_force_limit_and_dry_run(cli: Cli) -> None:
     assert cli.json("predict", "photos", "--dry-run")["open"] == 6
     assert cli.json("status") == []

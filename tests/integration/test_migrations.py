@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, inspect, text
+from sqlalchemy.exc import OperationalError
 
 from tasks.cache import migrating
 from tasks.cache.database import connect, is_sqlite, reading, writing
@@ -104,6 +106,14 @@ def test_a_cache_from_a_newer_program_is_refused(tmp_path: Path) -> None:
         connection.execute(text(f"UPDATE {migrating.VERSION_TABLE} SET version_num = '9999'"))
     with pytest.raises(MigrationNeeded, match="update the program"):
         migrating.prepare(engine)
+
+
+def test_a_statement_ends_when_its_task_would(postgres_url: str) -> None:
+    engine = connect(f"{postgres_url}&options=-c%20work_mem%3D5MB", timedelta(seconds=0.2))
+    with pytest.raises(OperationalError, match="statement timeout"), reading(engine) as connection:
+        connection.execute(text("SELECT pg_sleep(5)"))
+    with reading(engine) as connection:
+        assert connection.execute(text("SHOW work_mem")).scalar_one() == "5MB"
 
 
 def test_a_database_that_does_not_answer_is_named_without_its_password() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import threading
 import warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +17,9 @@ import openvino as ov
 
 from tasks.models.bundle import Bundle
 from tasks.models.runtimes import Logits, Pixels
+
+# torch traces one module at a time.
+_TRACING = threading.Lock()
 
 
 class OpenVinoRuntime:
@@ -26,8 +30,9 @@ class OpenVinoRuntime:
     def __init__(self, bundle: Bundle, compiled: Path) -> None:
         core = ov.Core()
         folder = compiled / f"{bundle.model_id}-openvino-{version('openvino')}"
-        if not (folder / "model.xml").exists():
-            _convert(bundle, folder)
+        with _TRACING:
+            if not (folder / "model.xml").exists():
+                _convert(bundle, folder)
         model = core.read_model(folder / "model.xml")
         precision = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
         self._request = core.compile_model(model, "CPU", precision).create_infer_request()
@@ -52,6 +57,7 @@ def _convert(bundle: Bundle, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=folder.parent))
     ov.save_model(model, scratch / "model.xml", compress_to_fp16=False)
+    scratch.chmod(0o755)  # mkdtemp gives it to this user alone; workers may run as others
     try:
         os.rename(scratch, folder)
     except OSError:
