@@ -52,8 +52,10 @@ def summary(engine: Engine, staging: Staging, model_id: str | None) -> dict[str,
     """The counts of a run as its rows show them, with its rate in images a second."""
     counts = tally(engine, staging)
     worked = counts["reused"] + counts["predicted"] + counts["failed"]
-    rate = worked / counts["seconds"] if counts["seconds"] > 0 else 0.0
-    return {**counts, "images_per_second": round(rate, 1), "seconds": round(counts["seconds"], 3), "model_id": model_id}
+    # Rounded first, as the run row keeps it: whoever publishes again computes from that.
+    seconds = round(counts["seconds"], 3)
+    rate = worked / seconds if seconds > 0 else 0.0
+    return {**counts, "images_per_second": round(rate, 1), "seconds": seconds, "model_id": model_id}
 
 
 def _verdict(counts: Mapping[str, Any], max_failure_rate: float) -> InvariantViolation | TooManyFailures | None:

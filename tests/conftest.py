@@ -46,6 +46,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
+def outer_environment(**changes: str) -> dict[str, str]:
+    """The environment for a process of its own: without what other tests have told Airflow in this one."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "AFTERIMAGE_"))}
+    return {**kept, "PYTHONPATH": str(ROOT), "AFTERIMAGE_DEVICE": "cpu", **changes}
+
+
 def free_port() -> int:
     """A port on loopback that nobody listens on."""
     with socket.socket() as found:

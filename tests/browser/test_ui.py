@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from tests.conftest import ROOT, free_port
+from tests.conftest import free_port, outer_environment
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -36,17 +36,14 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("ui")
     (folder / "pipelines.toml").write_text(PIPELINE)
     port = free_port()
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW__")},
-        "PYTHONPATH": str(ROOT),
-        "AIRFLOW_HOME": str(folder / "airflow"),
-        "AIRFLOW__API__PORT": str(port),
-        "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port()),
-        "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(free_port()),
-        "AFTERIMAGE_HOME": str(folder / "home"),
-        "AFTERIMAGE_PIPELINES": str(folder / "pipelines.toml"),
-        "AFTERIMAGE_DEVICE": "cpu",
-    }
+    environment = outer_environment(
+        AIRFLOW_HOME=str(folder / "airflow"),
+        AIRFLOW__API__PORT=str(port),
+        AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT=str(free_port()),
+        AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT=str(free_port()),
+        AFTERIMAGE_HOME=str(folder / "home"),
+        AFTERIMAGE_PIPELINES=str(folder / "pipelines.toml"),
+    )
     log = folder / "ui.log"
     with open(log, "wb") as out:
         command = [sys.executable, "-m", "demo.ui"]

@@ -46,7 +46,7 @@ model = "{model}"
 """
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def images() -> Path:
     """The folder of the pipelines; each test fills it."""
     folder = HOME / "images"
@@ -54,7 +54,7 @@ def images() -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def airflow(images: Path) -> Iterator[None]:
     """Airflow with its metadata database, and our settings in the environment."""
     model = write_small_bundle(HOME / "model")

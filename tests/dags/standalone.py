@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from tests.conftest import ROOT, free_port
+from tests.conftest import ROOT, free_port, outer_environment
 
 START_SECONDS = 180
 RUN_SECONDS = 240
@@ -29,7 +29,7 @@ class Standalone:
         passwords = home / "passwords.json"
         passwords.write_text(json.dumps({"admin": "admin"}))
         self.environment = {
-            **os.environ,
+            **outer_environment(),
             "AIRFLOW_HOME": str(home),
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}",
             "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"),

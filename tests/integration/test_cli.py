@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import outer_environment
 from tests.pictures import write_pictures, write_small_bundle
 
 COUNTS = ("listed", "cached", "known_bad", "deferred", "reused", "predicted", "failed", "vanished", "ignored")
@@ -23,14 +23,11 @@ class Cli:
     def __init__(self, home: Path, folder: Path, database_url: str) -> None:
         self.folder = folder
         (folder / "pipelines.toml").write_text('[photos]\nimages = "images"\nmodel = "model"\n')
-        self.environment = {
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "AFTERIMAGE_HOME": str(home),
-            "AFTERIMAGE_PIPELINES": str(folder / "pipelines.toml"),
-            "AFTERIMAGE_DATABASE": database_url,
-            "AFTERIMAGE_DEVICE": "cpu",
-        }
+        self.environment = outer_environment(
+            AFTERIMAGE_HOME=str(home),
+            AFTERIMAGE_PIPELINES=str(folder / "pipelines.toml"),
+            AFTERIMAGE_DATABASE=database_url,
+        )
 
     def run(self, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "tasks", *arguments]
@@ -46,13 +43,20 @@ class Cli:
 
 
 @pytest.fixture
-def cli(home: Path, tmp_path: Path, database_url: str) -> Cli:
+def folder(tmp_path: Path) -> Path:
     write_pictures(tmp_path / "images", 6)
     write_small_bundle(tmp_path / "model")
-    return Cli(home, tmp_path, database_url)
+    return tmp_path
 
 
-def test_predict_prints_one_json_object_with_every_count(cli: Cli) -> None:
+@pytest.fixture
+def cli(home: Path, folder: Path) -> Cli:
+    """Over SQLite: the road has its own tests on both databases."""
+    return Cli(home, folder, f"sqlite:///{folder / 'cache.db'}")
+
+
+def test_predict_prints_one_json_object_with_every_count(home: Path, folder: Path, database_url: str) -> None:
+    cli = Cli(home, folder, database_url)
     counts = cli.json("predict", "photos")
     extra = ("run_id", "forward_passes", "reads", "seconds", "images_per_second", "model_id")
     assert set(COUNTS) | set(extra) <= set(counts)

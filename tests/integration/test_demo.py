@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 from demo.bucket import SPECIAL_KEY
-from tests.conftest import ROOT
+from tests.conftest import outer_environment
 from tests.runner import Runner
 
 PIPELINE = '[digits]\nimages = "bucket"\nmodel = "model"\nschedule = "@daily"\n'
@@ -17,17 +16,11 @@ PIPELINE = '[digits]\nimages = "bucket"\nmodel = "model"\nschedule = "@daily"\n'
 
 def test_the_demo_runs_twice_and_the_second_run_costs_nothing(tmp_path: Path) -> None:
     (tmp_path / "pipelines.toml").write_text(PIPELINE)
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "AIRFLOW_HOME": str(tmp_path / "airflow"),
-        "AFTERIMAGE_HOME": str(tmp_path / "home"),
-        "AFTERIMAGE_PIPELINES": str(tmp_path / "pipelines.toml"),
-        "AFTERIMAGE_DEVICE": "cpu",
-    }
-    # Other tests point this process at an Airflow of their own.
-    for name in ("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "AIRFLOW__CORE__DAGS_FOLDER", "AIRFLOW__CORE__PLUGINS_FOLDER"):
-        environment.pop(name, None)
+    environment = outer_environment(
+        AIRFLOW_HOME=str(tmp_path / "airflow"),
+        AFTERIMAGE_HOME=str(tmp_path / "home"),
+        AFTERIMAGE_PIPELINES=str(tmp_path / "pipelines.toml"),
+    )
     demo = subprocess.run(
         [sys.executable, "-m", "demo"], env=environment, capture_output=True, text=True, check=False, timeout=400
     )
