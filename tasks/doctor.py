@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from tasks.cache.database import connect
+from tasks.cache.database import connect, is_sqlite
 from tasks.cache.migrating import head_version, version
 from tasks.errors import AfterimageError, ConfigurationError
 from tasks.models.resolving import resolve_model
@@ -61,6 +61,8 @@ def _database(settings: Settings) -> str:
     where = engine.url.render_as_string(hide_password=True)
     if current == head:
         return f"{where} is at version {current}"
+    if is_sqlite(engine) and current is None:
+        return f"{where} is empty: the first run makes its tables"
     raise ConfigurationError(f"{where} is at version {current or 'none'}, not {head}. Run ./afterimage migrate.")
 
 
