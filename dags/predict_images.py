@@ -119,18 +119,20 @@ def build(pipeline: Pipeline, schedule: Any = None) -> DAG:
     )
     def predict() -> Any:
         @task
-        def list_images() -> dict[str, int]:
+        def list_images() -> dict[str, Any]:
             from tasks import road
 
             settings = current_settings()
             return road.list_images(current_request(pipeline), settings, road.open_cache(settings, _timeout()))
 
         @task
-        def deduplicate() -> list[dict[str, Any]]:
+        def deduplicate(listed: dict[str, Any]) -> list[dict[str, Any]]:
             from tasks import road
 
             settings = current_settings()
-            shards = road.deduplicate(current_request(pipeline), settings, road.open_cache(settings, _timeout()))
+            engine = road.open_cache(settings, _timeout())
+            road.check_cache(engine, listed["cache"])
+            shards = road.deduplicate(current_request(pipeline), settings, engine)
             return [shard.to_dict() for shard in shards]
 
         @task(pool=POOL, queue=QUEUE, execution_timeout=shard_timeout, map_index_template="{{ shard_label }}")
@@ -143,12 +145,13 @@ def build(pipeline: Pipeline, schedule: Any = None) -> DAG:
             return road.predict_shard(descriptor, settings, road.open_cache(settings, _timeout()))
 
         @task(trigger_rule="none_failed", outlets=[predictions])
-        def publish_run() -> dict[str, Any]:
+        def publish_run(listed: dict[str, Any]) -> dict[str, Any]:
             from tasks import road
 
             context: Any = get_current_context()
             request, settings = current_request(pipeline), current_settings()
             engine = road.open_cache(settings, _timeout())
+            road.check_cache(engine, listed["cache"])
             if request.dry_run:
                 # A skipped task emits no asset event; its counts are still the result of the run.
                 context["ti"].xcom_push("return_value", road.report_dry_run(request, settings, engine))
@@ -163,10 +166,9 @@ def build(pipeline: Pipeline, schedule: Any = None) -> DAG:
 
             return road.close_run(current_request(pipeline), current_settings())
 
-        shards = deduplicate()
-        published = publish_run()
-        list_images() >> shards
-        predict_and_upsert.expand(shard=shards) >> published
+        listed: Any = list_images()
+        published = publish_run(listed)
+        predict_and_upsert.expand(shard=deduplicate(listed)) >> published
         # A teardown cannot hide a failed shard from Airflow: the state of the run does not ask for it.
         published >> close_run().as_teardown()
         return published

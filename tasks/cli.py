@@ -77,7 +77,8 @@ def predict(
         key=RunKey("cli", str(uuid.uuid4())),
         run_type="cli",
         pipeline=_pipeline(settings, name, images, model),
-        name=name,
+        # With another model this is no run of the pipeline, whose current model must not change for it.
+        name=name if model is None else None,
         window=resolve(run_type="cli", window_start=since, window_end=until),
         force=force,
         limit=limit,

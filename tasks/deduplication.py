@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Engine
 
+from tasks.cache import reconciling
 from tasks.cache import staging as rows
 from tasks.cache.database import writing
 from tasks.cache.models import register_model
@@ -18,21 +19,10 @@ DEFAULT_SHARD_IMAGES = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Division:
-    """How the open rows were divided: the rows of each shard, and the rate that was expected (None: not known)."""
+    """How the open rows were divided: the model's number, and the rows of each shard."""
 
     model_no: int
     sizes: list[int]
-    images_per_second: float | None
-
-    @property
-    def open(self) -> int:
-        """Rows that need work."""
-        return sum(self.sizes)
-
-    @property
-    def expected_seconds(self) -> float | None:
-        """Seconds of work on one device, where a rate has been measured."""
-        return self.open / self.images_per_second if self.images_per_second else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +53,10 @@ def deduplicate(
         model_no = register_model(connection, bundle.model_id, bundle.spec.name, bundle.spec.version, spec)
         rows.attach_model(connection, staging, model_no)
         rows.classify(connection, staging, rows.Rules(model_no, decoder, options.force, options.limit))
+        reconciling.forget_mended(connection, staging, model_no)
         if deleted_under is not None:
-            rows.mark_deleted(connection, staging, deleted_under)
+            reconciling.mark_deleted(connection, staging, deleted_under)
         rate = rows.measured_rate(connection, model_no)
         per_shard = DEFAULT_SHARD_IMAGES if rate is None else max(1, round(rate * options.shard_seconds))
         sizes = rows.assign_shards(connection, staging, per_shard, options.max_shards)
-    return Division(model_no, sizes, rate)
+    return Division(model_no, sizes)

@@ -43,6 +43,7 @@ class ShardDescriptor:
     model_no: int
     commit_images: int
     force: bool
+    cache: str
 
     @property
     def staging(self) -> Staging:

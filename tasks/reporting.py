@@ -9,8 +9,11 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from tasks.cache.runs import FAILED, OUTCOMES, RUNNING, SUCCESS, Staging, close_run, prune_staging, state_of, tally
+from tasks.cache.runs import FAILED, OUTCOMES, SUCCESS, Staging, close_run, prune_staging, tally
 from tasks.errors import InvariantViolation, TooManyFailures
+
+# One bad image never fails a run, on a quiet day neither: a rate is judged from so many failures on.
+MIN_FAILURES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +21,6 @@ class ReportOptions:
     """What the pipeline says about closing a run."""
 
     pipeline: str | None
-    model_id: str | None
     max_failure_rate: float
     keep_runs: timedelta
 
@@ -29,7 +31,7 @@ def publish(engine: Engine, staging: Staging, options: ReportOptions) -> dict[st
     The run row is written in every case. Raises InvariantViolation where the outcomes do not add up and
     TooManyFailures where too many images failed; in both cases everything that was predicted stays.
     """
-    counts = summary(engine, staging, options.model_id)
+    counts = summary(engine, staging)
     error = _verdict(counts, options.max_failure_rate)
     close_run(engine, staging, counts, FAILED if error else SUCCESS, str(error) if error else None)
     prune_staging(engine, options.pipeline, options.keep_runs)
@@ -38,24 +40,24 @@ def publish(engine: Engine, staging: Staging, options: ReportOptions) -> dict[st
     return {**counts, "state": SUCCESS}
 
 
-def close_unfinished(engine: Engine, staging: Staging, model_id: str | None) -> dict[str, Any] | None:
-    """The teardown: a run that nobody closed ends as failed, with the number of rows that are open."""
-    if state_of(engine, staging) != RUNNING:
+def close_unfinished(engine: Engine, staging: Staging) -> dict[str, Any] | None:
+    """The teardown: a run with open rows ends as failed, with their number; a run that was published stays."""
+    counts = summary(engine, staging)
+    if counts["state"] == SUCCESS or (counts["state"] == FAILED and counts["open"] == 0):
         return None
-    counts = summary(engine, staging, model_id)
     message = f"{counts['open']} images are open: a task failed. Clear the failed tasks; they go on where they stopped."
     close_run(engine, staging, counts, FAILED, message)
     return counts
 
 
-def summary(engine: Engine, staging: Staging, model_id: str | None) -> dict[str, Any]:
+def summary(engine: Engine, staging: Staging) -> dict[str, Any]:
     """The counts of a run as its rows show them, with its rate in images a second."""
     counts = tally(engine, staging)
     worked = counts["reused"] + counts["predicted"] + counts["failed"]
     # Rounded first, as the run row keeps it: whoever publishes again computes from that.
     seconds = round(counts["seconds"], 3)
     rate = worked / seconds if seconds > 0 else 0.0
-    return {**counts, "images_per_second": round(rate, 1), "seconds": seconds, "model_id": model_id}
+    return {**counts, "images_per_second": round(rate, 1), "seconds": seconds}
 
 
 def _verdict(counts: Mapping[str, Any], max_failure_rate: float) -> InvariantViolation | TooManyFailures | None:
@@ -67,7 +69,7 @@ def _verdict(counts: Mapping[str, Any], max_failure_rate: float) -> InvariantVio
             "Clear the shards that are open; if none is, clear list_images."
         )
     worked = counts["reused"] + counts["predicted"] + counts["failed"]
-    if worked and counts["failed"] / worked > max_failure_rate:
+    if counts["failed"] >= MIN_FAILURES and counts["failed"] / worked > max_failure_rate:
         return TooManyFailures(
             f"{counts['failed']} of {worked} images failed, more than max_failure_rate {max_failure_rate:g}. All else is "
             "committed. ./afterimage failures lists them; raise max_failure_rate if this is to be expected."
@@ -76,16 +78,26 @@ def _verdict(counts: Mapping[str, Any], max_failure_rate: float) -> InvariantVio
 
 
 def format_summary(counts: Mapping[str, Any]) -> str:
-    """The summary as a person reads it."""
-    shown = " · ".join(
-        f"{name} {counts[name]:,}" for name in OUTCOMES if counts[name] or name in ("cached", "predicted")
-    )
-    lines = [
-        f"listed {counts['listed']:,} = {shown}" + (f"   (ignored {counts['ignored']:,})" if counts["ignored"] else ""),
+    """The summary as a person reads it; rows without an outcome are shown as open, so that the line adds up."""
+    always = ("cached",) if counts["open"] else ("cached", "predicted")
+    shown = [f"{name} {counts[name]:,}" for name in OUTCOMES if counts[name] or name in always]
+    shown += [f"open {counts['open']:,}"] if counts["open"] else []
+    ignored = f"   (ignored {counts['ignored']:,})" if counts["ignored"] else ""
+    lines = [f"listed {counts['listed']:,} = {' · '.join(shown)}{ignored}"]
+    if "shards" in counts:
+        lines.append(f"{counts['open']:,} images to predict in {counts['shards']} shards; {_expected(counts)}")
+        return "\n".join(lines)
+    lines.append(
         f"reads {counts['reads']:,} · forward passes {counts['forward_passes']:,} · "
-        f"{counts['seconds']:.2f} s · {counts['images_per_second']:,.0f} images/s",
-    ]
+        f"{counts['seconds']:.2f} s · {counts['images_per_second']:,.0f} images/s"
+    )
     if counts["stage_seconds"]:
         stages = " · ".join(f"{stage} {seconds:.2f}" for stage, seconds in counts["stage_seconds"].items())
         lines.append(f"seconds by stage, added up over threads: {stages}")
     return "\n".join(lines)
+
+
+def _expected(counts: Mapping[str, Any]) -> str:
+    if counts["expected_seconds"] is None:
+        return "how long that takes is not known before the first run of this model"
+    return f"expected time on one device: {timedelta(seconds=round(counts['expected_seconds']))}"

@@ -15,14 +15,14 @@ from typing import Any
 from sqlalchemy import Engine
 
 from tasks import reporting
-from tasks.cache.database import connect
+from tasks.cache.database import cache_name, connect
 from tasks.cache.migrating import prepare
 from tasks.cache.runs import RunStart, find_staging, forget_run, open_run
-from tasks.cache.staging import stage_page
+from tasks.cache.staging import expected_work, stage_page
 from tasks.deduplication import DedupeOptions
 from tasks.deduplication import deduplicate as divide
 from tasks.engines.local import run_shards
-from tasks.errors import ModelChanged
+from tasks.errors import DatabaseUnavailable, ModelChanged, StagingLost
 from tasks.listing import KeyFilter, list_pages
 from tasks.models.bundle import Bundle
 from tasks.models.resolving import resolve_model
@@ -44,7 +44,21 @@ def open_cache(settings: Settings, statement_timeout: timedelta | None = None) -
     return engine
 
 
-def list_images(request: RunRequest, settings: Settings, engine: Engine | None = None) -> dict[str, int]:
+def check_cache(engine: Engine, expected: str) -> None:
+    """The steps of a run must meet in one database. Raises DatabaseUnavailable, which is tried again.
+
+    Airflow answers a Connection that it cannot fetch for a moment as one that does not exist, and the task would go on
+    with the default of its environment.
+    """
+    found = cache_name(engine)
+    if found != expected:
+        raise DatabaseUnavailable(
+            f"This task would use the cache {found}, and list_images used {expected}. Give all workers the same "
+            "Connection afterimage_database or AFTERIMAGE_DATABASE."
+        )
+
+
+def list_images(request: RunRequest, settings: Settings, engine: Engine | None = None) -> dict[str, Any]:
     """Stage what the run looks at; a new attempt replaces the staging of the older one."""
     engine = engine or open_cache(settings)
     location = parse_location(request.pipeline.images)
@@ -59,7 +73,7 @@ def list_images(request: RunRequest, settings: Settings, engine: Engine | None =
         stage_page(engine, staging, page.images, page.ignored)
         listed, ignored = listed + len(page.images), ignored + page.ignored
     log.info("Listed %d images under %s; ignored %d other objects", listed, request.pipeline.images, ignored)
-    return {"listed": listed, "ignored": ignored, "generation": staging.generation}
+    return {"listed": listed, "ignored": ignored, "generation": staging.generation, "cache": cache_name(engine)}
 
 
 def deduplicate(request: RunRequest, settings: Settings, engine: Engine | None = None) -> list[ShardDescriptor]:
@@ -76,10 +90,7 @@ def deduplicate(request: RunRequest, settings: Settings, engine: Engine | None =
         return keys.wants(key) and (location.template is None or location.template.matches(key, request.window))
 
     division = divide(engine, staging, bundle, _decoder(), options, is_wanted if saw_everything else None)
-    counts = reporting.summary(engine, staging, bundle.model_id)
-    seconds = division.expected_seconds
-    log.info("%s", reporting.format_summary(counts))
-    log.info("%d images to predict in %d shards; expected time: %s", division.open, len(division.sizes), _time(seconds))
+    log.info("%s", reporting.format_summary(expectation(request, settings, engine)))
     if request.dry_run:
         return []
     return [
@@ -95,6 +106,7 @@ def deduplicate(request: RunRequest, settings: Settings, engine: Engine | None =
             model_no=division.model_no,
             commit_images=request.pipeline.commit_images,
             force=request.force,
+            cache=cache_name(engine),
         )
         for number, count in enumerate(division.sizes)
     ]
@@ -112,6 +124,7 @@ def predict_shard(
     from tasks.models.runtimes import open_runtime
 
     engine = engine or open_cache(settings)
+    check_cache(engine, descriptor.cache)
     bundle = _frozen_bundle(descriptor, settings)
     store = open_store(parse_location(descriptor.images), settings)
     runtime = open_runtime(bundle, settings)
@@ -123,9 +136,8 @@ def predict_shard(
 def publish_run(request: RunRequest, settings: Settings, engine: Engine | None = None) -> dict[str, Any]:
     """Check the invariant, close the run and return its counts."""
     engine = engine or open_cache(settings)
-    model_id = resolve_model(request.pipeline.model, settings).model_id
     options = reporting.ReportOptions(
-        request.name, model_id, request.pipeline.max_failure_rate, timedelta(days=request.pipeline.keep_runs_days)
+        request.name, request.pipeline.max_failure_rate, timedelta(days=request.pipeline.keep_runs_days)
     )
     counts = reporting.publish(engine, find_staging(engine, request.key), options)
     log.info("%s", reporting.format_summary(counts))
@@ -133,26 +145,34 @@ def publish_run(request: RunRequest, settings: Settings, engine: Engine | None =
 
 
 def close_run(request: RunRequest, settings: Settings, engine: Engine | None = None) -> dict[str, Any] | None:
-    """The teardown: close a run that publish_run did not close."""
+    """The teardown: close a run that publish_run did not close; None where there is nothing to close."""
     engine = engine or open_cache(settings)
-    return reporting.close_unfinished(engine, find_staging(engine, request.key), None)
+    try:
+        return reporting.close_unfinished(engine, find_staging(engine, request.key))
+    except StagingLost:
+        return None
+
+
+def expectation(request: RunRequest, settings: Settings, engine: Engine | None = None) -> dict[str, Any]:
+    """The counts after deduplicate, with the number of shards and the seconds that they are expected to take."""
+    engine = engine or open_cache(settings)
+    staging = find_staging(engine, request.key)
+    shards, seconds = expected_work(engine, staging)
+    return {**reporting.summary(engine, staging), "shards": shards, "expected_seconds": seconds}
 
 
 def report_dry_run(request: RunRequest, settings: Settings, engine: Engine | None = None) -> dict[str, Any]:
     """What a dry run found; then the run and its staging are removed."""
     engine = engine or open_cache(settings)
-    staging = find_staging(engine, request.key)
-    bundle = resolve_model(request.pipeline.model, settings)
-    counts = reporting.summary(engine, staging, bundle.model_id)
-    forget_run(engine, staging)
+    counts = expectation(request, settings, engine)
+    forget_run(engine, find_staging(engine, request.key))
     return {**counts, "state": "dry_run"}
 
 
 def summary_of(request: RunRequest, settings: Settings) -> dict[str, Any]:
     """The counts of a run, whatever state it is in."""
     engine = open_cache(settings)
-    model_id = resolve_model(request.pipeline.model, settings).model_id
-    return reporting.summary(engine, find_staging(engine, request.key), model_id)
+    return reporting.summary(engine, find_staging(engine, request.key))
 
 
 def run(
@@ -167,8 +187,8 @@ def run(
     A run that fails on the way is closed as failed before the error is raised again.
     """
     engine = open_cache(settings)
-    list_images(request, settings, engine)
     try:
+        list_images(request, settings, engine)
         shards = deduplicate(request, settings, engine)
         on_plan(shards)
         if request.dry_run:
@@ -194,7 +214,3 @@ def _decoder() -> str:
     from tasks.inference.decoding import decoder_version
 
     return decoder_version()
-
-
-def _time(seconds: float | None) -> str:
-    return "not known before the first run of this model" if seconds is None else str(timedelta(seconds=round(seconds)))

@@ -128,6 +128,10 @@ class DateTemplate:
                 raise ConfigurationError(
                     f"The images URI holds {{{{ {name} }}}}, which is not a date field. Use one of: {', '.join(_FORMATS)}."
                 )
+        if names and not {"ds", "ds_nodash", "year"} & set(names):
+            raise ConfigurationError(
+                f"The images URI {prefix!r} has date fields and no year, so its days cannot be told. Add {{{{ year }}}}."
+            )
         return DateTemplate(prefix) if names else None
 
     @property

@@ -17,6 +17,7 @@ from airflow.api_fastapi.core_api.security import get_user, requires_access_dag
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import FileResponse, HTMLResponse
 from fastapi.templating import Jinja2Templates
+from sqlalchemy.exc import SQLAlchemyError
 
 from tasks.cache import contract
 from tasks.cache.database import connect
@@ -57,6 +58,8 @@ def run_page(request: Request, dag_id: str, run_id: str) -> Response:
         problem = None if run else "This run has no images: it is none of a pipeline, or it has not begun to list them."
     except AfterimageError as error:
         run, problem = None, str(error)
+    except SQLAlchemyError:
+        run, problem = None, "The cache could not be read. Run ./afterimage doctor where the API server runs."
     shown = {"run": run, "problem": problem, "outcomes": OUTCOMES}
     return templates.TemplateResponse(request, "run.html", shown)
 

@@ -141,7 +141,7 @@ def _open_keys(connection: Connection, staging: Staging, keys: Sequence[str]) ->
 def _insert_predictions(connection: Connection, scope: Scope, finished: Iterable[Finished]) -> set[bytes]:
     """Insert what is new and return the digests whose row this run made. With force, rows of other runs give way."""
     by_digest = {item.digest: item.scored for item in finished if item.digest is not None and item.scored is not None}
-    run_no, moment = scope.staging.run_no, now()
+    run_no, generation, moment = scope.staging.run_no, scope.staging.generation, now()
     rows = [
         {
             "model_no": scope.model_no,
@@ -153,6 +153,7 @@ def _insert_predictions(connection: Connection, scope: Scope, finished: Iterable
             "entropy": scored.entropy,
             "top_k": json.dumps([{"label": label, "score": score} for label, score in scored.top_k]),
             "run_no": run_no,
+            "generation": generation,
             "predicted_at": moment,
         }
         for digest, scored in sorted(by_digest.items())
@@ -164,7 +165,9 @@ def _insert_predictions(connection: Connection, scope: Scope, finished: Iterable
     if scope.force:
         fresh = {name: statement.excluded[name] for name in rows[0] if name not in conflict}
         statement = statement.on_conflict_do_update(
-            index_elements=conflict, set_=fresh, where=prediction.c.run_no != run_no
+            index_elements=conflict,
+            set_=fresh,
+            where=(prediction.c.run_no != run_no) | (prediction.c.generation != generation),
         )
     else:
         statement = statement.on_conflict_do_nothing(index_elements=conflict)

@@ -41,6 +41,11 @@ def connect(url: str, statement_timeout: timedelta | None = None) -> Engine:
     )
 
 
+def cache_name(engine: Engine) -> str:
+    """Which database this is, as far as all hosts agree on it: its kind and its name, without host and password."""
+    return f"{engine.dialect.name} {engine.url.database}"
+
+
 def is_sqlite(engine: Engine | Connection) -> bool:
     """Whether this is SQLite, which is for one host and migrates itself."""
     return engine.dialect.name == "sqlite"

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, select
 
 from tasks.cache.database import reading
-from tasks.cache.runs import insert, now
+from tasks.cache.runs import Staging, insert, now
 from tasks.cache.schema import model, prediction
 
 CHUNK = 500
@@ -24,8 +24,11 @@ def register_model(connection: Connection, model_id: str, name: str, version: st
     return int(connection.execute(select(model.c.model_no).where(model.c.model_id == model_id)).scalar_one())
 
 
-def predicted_digests(engine: Engine, model_no: int, digests: Collection[bytes], run_no: int | None) -> set[bytes]:
-    """Which of these digests have a prediction of this model; with `run_no`, one that this very run made."""
+def predicted_digests(engine: Engine, model_no: int, digests: Collection[bytes], made_by: Staging | None) -> set[bytes]:
+    """Which of these digests have a prediction of this model; with `made_by`, one that this attempt at a run made.
+
+    A run that Airflow clears keeps its number and gets a new generation, so both are asked for.
+    """
     found: set[bytes] = set()
     ordered = sorted(digests)
     with reading(engine) as connection:
@@ -33,7 +36,9 @@ def predicted_digests(engine: Engine, model_no: int, digests: Collection[bytes],
             wanted = select(prediction.c.digest).where(
                 prediction.c.model_no == model_no, prediction.c.digest.in_(ordered[start : start + CHUNK])
             )
-            if run_no is not None:
-                wanted = wanted.where(prediction.c.run_no == run_no)
+            if made_by is not None:
+                wanted = wanted.where(
+                    prediction.c.run_no == made_by.run_no, prediction.c.generation == made_by.generation
+                )
             found.update(bytes(digest) for (digest,) in connection.execute(wanted))
     return found

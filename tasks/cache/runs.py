@@ -15,13 +15,16 @@ from sqlalchemy import ColumnElement, Connection, Engine, Row, delete, func, sel
 from sqlalchemy.dialects import postgresql, sqlite
 
 from tasks.cache.database import is_sqlite, reading, writing
-from tasks.cache.schema import pipeline, run, shard, source, work_item
-from tasks.errors import RunError, StagingLost, StaleGeneration
-from tasks.window import Window
+from tasks.cache.schema import model, pipeline, run, shard, source, work_item
+from tasks.errors import StagingLost, StaleGeneration
+from tasks.window import SCHEDULED, Window
 
 OUTCOMES = ("cached", "known_bad", "deferred", "reused", "predicted", "failed", "vanished")
 
 RUNNING, SUCCESS, FAILED = "running", "success", "failed"
+
+# Airflow ends a run after three days; one that is older than this and was never closed was killed.
+ABANDONED = timedelta(days=7)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +145,9 @@ def count_listed(connection: Connection, staging: Staging, listed: int, ignored:
 def tally(engine: Engine, staging: Staging) -> dict[str, Any]:
     """The run as its rows show it: the outcomes counted, the shards' reads, forward passes and seconds added up."""
     with reading(engine) as connection:
-        row = connection.execute(select(run).where(run.c.run_no == staging.run_no)).one()
+        row = connection.execute(
+            select(run, model.c.model_id).outerjoin_from(run, model).where(run.c.run_no == staging.run_no)
+        ).one()
         mine = (work_item.c.run_no == staging.run_no, work_item.c.generation == staging.generation)
         outcomes = count_outcomes(connection, *mine)
         shards = connection.execute(
@@ -152,7 +157,9 @@ def tally(engine: Engine, staging: Staging) -> dict[str, Any]:
     for part in shards:
         for stage, seconds in json.loads(part.stage_seconds).items():
             stages[stage] = stages.get(stage, 0.0) + seconds
-    finished = row.finished_at or now()
+    if row.state == SUCCESS and sum(outcomes.values()) < row.listed:
+        return _stored(row)
+    finished = row.finished_at if row.state == SUCCESS else now()
     return {
         "dag_id": row.dag_id,
         "run_id": row.run_id,
@@ -165,6 +172,17 @@ def tally(engine: Engine, staging: Staging) -> dict[str, Any]:
         "forward_passes": sum(part.forward_passes for part in shards),
         "seconds": (finished - row.started_at).total_seconds(),
         "stage_seconds": {stage: round(seconds, 3) for stage, seconds in stages.items()},
+        "model_id": row.model_id,
+    }
+
+
+def _stored(row: Row[Any]) -> dict[str, Any]:
+    """The counts of a successful run whose staging was pruned, as it was closed."""
+    names = ("dag_id", "run_id", "pipeline", "state", "listed", "ignored", *OUTCOMES, "open", "reads")
+    values = row._mapping
+    return {
+        **{name: values[name] for name in (*names, "forward_passes", "seconds", "model_id")},
+        "stage_seconds": json.loads(row.stage_seconds),
     }
 
 
@@ -192,14 +210,27 @@ def close_run(engine: Engine, staging: Staging, counts: dict[str, Any], state: s
                 message=message,
                 seconds=counts["seconds"],
                 stage_seconds=json.dumps(counts["stage_seconds"]),
-                finished_at=row.finished_at or row.started_at + timedelta(seconds=counts["seconds"]),
+                finished_at=row.started_at + timedelta(seconds=counts["seconds"]),
             )
         )
         if state == SUCCESS and row.pipeline is not None and row.model_no is not None:
-            _point_pipeline(connection, row)
+            _point_pipeline(connection, row, is_whole=counts["deferred"] == 0)
 
 
-def _point_pipeline(connection: Connection, row: Row[Any]) -> None:
+def _point_pipeline(connection: Connection, row: Row[Any], *, is_whole: bool) -> None:
+    """Make the run's model the pipeline's current one.
+
+    A pipeline that has one already changes only after a run by schedule or over everything, and never back to an older
+    run's model: users' SQL would see a part of the images, or the past.
+    """
+    known = connection.execute(select(pipeline.c.name).where(pipeline.c.name == row.pipeline)).scalar_one_or_none()
+    newer = select(run.c.run_no).where(
+        run.c.pipeline == row.pipeline, run.c.state == SUCCESS, run.c.run_no > row.run_no
+    )
+    is_open = row.window_start is None and row.window_end is None
+    is_whole = is_whole and (is_open or row.run_type == SCHEDULED)
+    if known is not None and (not is_whole or connection.execute(newer.limit(1)).first() is not None):
+        return
     values = {"source_no": row.source_no, "prefix": row.prefix, "model_no": row.model_no}
     statement = insert(connection, pipeline).values(name=row.pipeline, updated_at=now(), **values)
     differs = (
@@ -223,18 +254,10 @@ def forget_run(engine: Engine, staging: Staging) -> None:
 
 
 def prune_staging(engine: Engine, name: str | None, keep: timedelta) -> int:
-    """Drop the staging of a pipeline's runs that closed, or began and never closed, before `keep`; run rows stay."""
-    ended = func.coalesce(run.c.finished_at, run.c.started_at)
-    old = select(run.c.run_no).where(run.c.pipeline.is_not_distinct_from(name), ended < now() - keep)
+    """Drop the staging of a pipeline's runs that closed before `keep`, or were never closed; run rows stay."""
+    closed = run.c.finished_at < now() - keep
+    abandoned = run.c.finished_at.is_(None) & (run.c.started_at < now() - max(keep, ABANDONED))
+    old = select(run.c.run_no).where(run.c.pipeline.is_not_distinct_from(name), closed | abandoned)
     with writing(engine) as connection:
         connection.execute(delete(shard).where(shard.c.run_no.in_(old)))
         return connection.execute(delete(work_item).where(work_item.c.run_no.in_(old))).rowcount
-
-
-def state_of(engine: Engine, staging: Staging) -> str:
-    """running, success or failed. Raises RunError where the run is gone."""
-    with reading(engine) as connection:
-        state = connection.execute(select(run.c.state).where(run.c.run_no == staging.run_no)).scalar_one_or_none()
-    if state is None:
-        raise RunError("The run's row is gone from the cache. Trigger the run again.")
-    return str(state)

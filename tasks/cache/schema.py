@@ -118,6 +118,7 @@ prediction = Table(
     Column("entropy", Double, nullable=False),
     Column("top_k", Text, nullable=False),
     Column("run_no", Integer, nullable=False),
+    Column("generation", Integer, nullable=False),
     Column("predicted_at", Moment, nullable=False),
 )
 

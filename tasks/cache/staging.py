@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, Select, and_, delete, exists, func, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    Select,
+    and_,
+    delete,
+    exists,
+    func,
+    or_,
+    select,
+    update,
+)
 
 from tasks.cache.database import is_sqlite, reading, writing
 from tasks.cache.runs import Staging, check_generation, count_listed, count_outcomes, insert, now
@@ -15,6 +27,9 @@ from tasks.cache.schema import SCHEMA, failure, image, prediction, run, shard, w
 from tasks.storage.base import ImageObject
 
 PAGE_ROWS = 1_000
+
+# A shard of fewer reads was mostly start-up, and tells nothing about the rate.
+MEASURED_READS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +74,7 @@ def classify(connection: Connection, staging: Staging, rules: Rules) -> None:
     It can run again: what a shard has finished keeps its outcome, all else is judged anew.
     """
     row = check_generation(connection, staging)
-    mine = _mine(staging)
+    mine = of(staging)
     connection.execute(update(work_item).where(*mine).values(shard=None))
     judged = work_item.c.outcome.in_(["cached", "known_bad", "deferred"])
     connection.execute(update(work_item).where(*mine, judged).values(outcome=None))
@@ -73,7 +88,9 @@ def classify(connection: Connection, staging: Staging, rules: Rules) -> None:
         )
     if rules.limit is not None:
         numbered = _numbered(staging).subquery()
-        beyond = select(numbered.c.key).where(numbered.c.position >= rules.limit)
+        taken = [work_item.c.outcome == name for name in ("predicted", "reused", "failed", "vanished")]
+        done = select(func.count()).select_from(work_item).where(*mine, or_(*taken)).scalar_subquery()
+        beyond = select(numbered.c.key).where(numbered.c.position + done >= rules.limit)
         connection.execute(update(work_item).where(*mine, work_item.c.key.in_(beyond)).values(outcome="deferred"))
 
 
@@ -100,19 +117,20 @@ def _is_known_bad(source_no: int, rules: Rules) -> ColumnElement[bool]:
     )
 
 
-def _mine(staging: Staging) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+def of(staging: Staging) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    """The rows of work_item that belong to a staging."""
     return work_item.c.run_no == staging.run_no, work_item.c.generation == staging.generation
 
 
 def _numbered(staging: Staging) -> Select[tuple[str, int]]:
     """The open rows in key order, numbered from 0."""
     position = (func.row_number().over(order_by=work_item.c.key) - 1).label("position")
-    return select(work_item.c.key, position).where(*_mine(staging), work_item.c.outcome.is_(None))
+    return select(work_item.c.key, position).where(*of(staging), work_item.c.outcome.is_(None))
 
 
 def assign_shards(connection: Connection, staging: Staging, images_per_shard: int, max_shards: int) -> list[int]:
     """Number the open rows into shards of nearly equal size and return how many rows each has."""
-    mine = _mine(staging)
+    mine = of(staging)
     count = connection.execute(
         select(func.count()).select_from(work_item).where(*mine, work_item.c.outcome.is_(None))
     ).scalar_one()
@@ -150,47 +168,40 @@ def attach_model(connection: Connection, staging: Staging, model_no: int) -> Non
     connection.execute(update(run).where(run.c.run_no == staging.run_no).values(model_no=model_no))
 
 
-def mark_deleted(connection: Connection, staging: Staging, is_wanted: Callable[[str], bool]) -> int:
-    """After a listing of everything under the prefix: mark images that are gone, unmark those that are back.
-
-    Images that another run recorded after this listing began are left alone: this listing could not see them.
-    `is_wanted` is the pipeline's filter; what it would drop was not staged, and says nothing. Returns the marked.
-    """
-    row = check_generation(connection, staging)
-    staged = exists().where(*_mine(staging), work_item.c.key == image.c.key)
-    here = (image.c.source_no == row.source_no, func.substr(image.c.key, 1, len(row.prefix)) == row.prefix)
-    connection.execute(update(image).where(*here, image.c.deleted_at.is_not(None), staged).values(deleted_at=None))
-    gone = select(image.c.key).where(*here, image.c.deleted_at.is_(None), image.c.recorded_at < row.started_at, ~staged)
-    keys = [key for (key,) in connection.execute(gone.order_by(image.c.key)) if is_wanted(key)]
-    for start in range(0, len(keys), PAGE_ROWS):
-        chunk = keys[start : start + PAGE_ROWS]
-        connection.execute(
-            update(image).where(image.c.source_no == row.source_no, image.c.key.in_(chunk)).values(deleted_at=now())
-        )
-    return len(keys)
-
-
 def measured_rate(connection: Connection, model_no: int) -> float | None:
-    """Images a second of one shard, from the newest run of this model that made forward passes; None before any."""
+    """Images a second of one shard, from the newest run of this model with enough work to tell; None before any."""
     newest = (
         select(func.max(shard.c.run_no))
         .join(run, run.c.run_no == shard.c.run_no)
-        .where(run.c.model_no == model_no, shard.c.forward_passes > 0, shard.c.seconds > 0)
+        .where(run.c.model_no == model_no, shard.c.reads >= MEASURED_READS, shard.c.seconds > 0)
         .scalar_subquery()
     )
     passes, seconds = connection.execute(
         select(func.sum(shard.c.reads), func.sum(shard.c.seconds)).where(
-            and_(shard.c.run_no == newest, shard.c.forward_passes > 0)
+            and_(shard.c.run_no == newest, shard.c.reads >= MEASURED_READS)
         )
     ).one()
     return float(passes) / float(seconds) if seconds else None
+
+
+def expected_work(engine: Engine, staging: Staging) -> tuple[int, float | None]:
+    """How many shards deduplicate made, and the seconds that one device needs for them (None: no rate is known)."""
+    with reading(engine) as connection:
+        model_no = connection.execute(select(run.c.model_no).where(run.c.run_no == staging.run_no)).scalar_one()
+        shards, images = connection.execute(
+            select(func.count(shard.c.shard), func.coalesce(func.sum(shard.c.expected), 0)).where(
+                shard.c.run_no == staging.run_no, shard.c.generation == staging.generation
+            )
+        ).one()
+        rate = None if model_no is None else measured_rate(connection, model_no)
+    return shards, float(images) / rate if rate else None
 
 
 def open_rows(engine: Engine, staging: Staging, number: int) -> Iterator[ImageObject]:
     """The rows of a shard that have no outcome yet, in key order, a page at a time."""
     after: str | None = None
     while True:
-        wanted = [*_mine(staging), work_item.c.shard == number, work_item.c.outcome.is_(None)]
+        wanted = [*of(staging), work_item.c.shard == number, work_item.c.outcome.is_(None)]
         if after is not None:
             wanted.append(work_item.c.key > after)
         columns = (work_item.c.key, work_item.c.etag, work_item.c.size, work_item.c.last_modified)
@@ -206,4 +217,4 @@ def open_rows(engine: Engine, staging: Staging, number: int) -> Iterator[ImageOb
 def shard_outcomes(engine: Engine, staging: Staging, number: int) -> dict[str, int]:
     """{outcome: rows} of one shard, with `open` for rows that have none."""
     with reading(engine) as connection:
-        return count_outcomes(connection, *_mine(staging), work_item.c.shard == number)
+        return count_outcomes(connection, *of(staging), work_item.c.shard == number)

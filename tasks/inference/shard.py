@@ -13,9 +13,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,9 @@ from sqlalchemy import Engine
 from tasks.cache import commits
 from tasks.cache.database import reading
 from tasks.cache.models import predicted_digests
+from tasks.cache.reconciling import read_candidates
 from tasks.cache.staging import open_rows, shard_outcomes
-from tasks.errors import GlobalFault, ImageError, Interrupted, ModelError, StagingLost, StorageError
+from tasks.errors import GlobalFault, ImageError, Interrupted, ModelError, StagingLost
 from tasks.inference.decoding import decode, decoder_version
 from tasks.inference.reading import Work, read_object
 from tasks.inference.scoring import score
@@ -94,6 +95,7 @@ class _Attempt:
         self.verdict = Verdict(self._storage_works)
         self.pending: list[Work] = []
         self.last_read: Work | None = None
+        self.closing = threading.Event()
         self.started = self.committed = time.monotonic()
         with reading(shard.engine) as connection:
             self.seconds_before, self.stages_before = commits.time_spent(connection, shard.scope)
@@ -115,7 +117,11 @@ class _Attempt:
                 self._commit_if_due()
             self._commit()
             raise Interrupted("SIGTERM: the finished work is committed. Clear the task, and it goes on from there.")
+        except GlobalFault:
+            self._commit()
+            raise
         finally:
+            self.closing.set()
             chain.close()
 
     def _finish(self) -> None:
@@ -155,12 +161,12 @@ class _Attempt:
     def _chain(self) -> Buffered[Work]:
         settings, plan = self.shard.settings, self.shard.descriptor
         rows = open_rows(self.shard.engine, plan.staging, plan.shard)
-        reads = Buffered(parallel(self._read, rows, settings.readers, 2 * settings.readers), 2 * settings.readers)
+        stop, ahead = self.closing, 2 * settings.readers
+        reads = Buffered(parallel(self._read, rows, settings.readers, ahead, stop), ahead, stop)
         looked_up = self._look_up(reads)
-        pixels = Buffered(
-            parallel(self._decode, looked_up, settings.decoders, 4 * settings.decoders), 2 * settings.batch_size
-        )
-        return Buffered(self._forward(pixels), 4 * settings.batch_size)
+        decoded = parallel(self._decode, looked_up, settings.decoders, 4 * settings.decoders, stop)
+        pixels = Buffered(decoded, 2 * settings.batch_size, stop)
+        return Buffered(self._forward(pixels), 4 * settings.batch_size, stop)
 
     def _read(self, listed: Any) -> Work:
         with self.clock.busy("read"):
@@ -176,14 +182,15 @@ class _Attempt:
             for work in leaders:
                 if work.digest in known:
                     work.reuse()
-            yield from (work for work in group if work.finished is not None and work.digest is None)
-            yield from leaders
+            # In the order of the group, so that failures and successes are judged as they came.
+            leading = {id(work) for work in leaders}
+            yield from (work for work in group if work.digest is None or id(work) in leading)
 
     def _known(self, leaders: list[Work]) -> set[bytes]:
         """With force only what this very run predicted counts, so that each digest is predicted once in the run."""
         plan = self.shard.descriptor
         digests = {work.digest for work in leaders if work.digest is not None}
-        return predicted_digests(self.shard.engine, plan.model_no, digests, plan.run_no if plan.force else None)
+        return predicted_digests(self.shard.engine, plan.model_no, digests, plan.staging if plan.force else None)
 
     def _decode(self, work: Work) -> Work:
         if work.finished is None:
@@ -246,15 +253,18 @@ class _Attempt:
             )
 
     def _storage_works(self, held: list[Work]) -> bool:
-        """Whether an object other than these suspects can be read."""
+        """Whether an object other than these suspects can be read: one that was read before, or others of the shard.
+
+        They are tried at the same time, because each may take a store's whole time-out.
+        """
         avoid = {work.listed.key for work in held}
-        try:
-            page = next(self.shard.store.pages(""), [])
-        except StorageError:
+        others = read_candidates(self.shard.engine, self.shard.descriptor.staging, self.shard.descriptor.shard, avoid)
+        last = [] if self.last_read is None else [self.last_read.listed]
+        tried = [*last, *others]
+        if not tried:
             return False
-        others = islice((image for image in page if image.key not in avoid), 3)
-        known = [] if self.last_read is None else [self.last_read.listed]
-        return any(read_object(self.shard.store, image).was_read for image in (*known, *others))
+        with ThreadPoolExecutor(len(tried)) as pool:
+            return any(pool.map(lambda image: read_object(self.shard.store, image).was_read, tried))
 
 
 @contextmanager

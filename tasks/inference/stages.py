@@ -14,9 +14,8 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from typing import Generic, TypeVar
 
@@ -62,27 +61,54 @@ class StageClock:
             return dict(self._seconds)
 
 
-def parallel(function: Callable[[T], R], source: Iterator[T], workers: int, ahead: int) -> Iterator[R]:
-    """Apply a function in `workers` threads, at most `ahead` items at a time; results keep the order of the source."""
+def parallel(
+    function: Callable[[T], R], source: Iterator[T], workers: int, ahead: int, stop: threading.Event | None = None
+) -> Iterator[R]:
+    """Apply a function in `workers` threads, at most `ahead` items at a time; results keep the order of the source.
+
+    Once `stop` is set it ends without waiting for the calls that are under way: a read may hang for a minute.
+    """
+    stop = stop or threading.Event()
     pool = ThreadPoolExecutor(workers)
-    waiting: deque[Future[R]] = deque()
+    # A thread of its own draws from the source, so that what is done goes on while the source keeps us waiting. Besides
+    # what the queue holds, one call is in that thread's hand and one in ours.
+    calls = Buffered(_submitted(pool, function, source), max(1, ahead - 2), stop)
+    try:
+        for call in calls:
+            if not _is_done(call, stop):
+                return
+            yield call.result()
+    finally:
+        calls.close()
+        pool.shutdown(wait=not stop.is_set(), cancel_futures=True)
+
+
+def _submitted(pool: ThreadPoolExecutor, function: Callable[[T], R], source: Iterator[T]) -> Iterator[Future[R]]:
     try:
         for item in source:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) >= ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            yield pool.submit(function, item)
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
         _close(source)
 
 
-class Buffered(Generic[T]):
-    """Runs a source in a thread and hands its items on through a queue of at most `size` items."""
+def _is_done(future: Future[R], stop: threading.Event) -> bool:
+    """Wait for a result; False where `stop` was set first."""
+    while not future.done():
+        if stop.is_set():
+            return False
+        wait([future], timeout=_POLL_SECONDS)
+    return True
 
-    def __init__(self, source: Iterator[T], size: int) -> None:
+
+class Buffered(Generic[T]):
+    """Runs a source in a thread and hands its items on through a queue of at most `size` items.
+
+    A chain of them may share a `stop`: once it is set, each of them is at its end.
+    """
+
+    def __init__(self, source: Iterator[T], size: int, stop: threading.Event | None = None) -> None:
         self._source = source
+        self._stop = stop or threading.Event()
         self._queue: queue.Queue[T | _End] = queue.Queue(size)
         self._closed = threading.Event()
         self._ended: _End | None = None
@@ -91,15 +117,19 @@ class Buffered(Generic[T]):
 
     def get(self, timeout: float | None = None) -> T | None:
         """The next item; None where none came in `timeout` seconds. Raises StopIteration at the end, or the error."""
-        if self._ended is None:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self._ended is None and not self._stop.is_set():
+            left = _POLL_SECONDS if deadline is None else min(_POLL_SECONDS, deadline - time.monotonic())
             try:
-                item = self._queue.get(timeout=timeout)
+                item = self._queue.get(timeout=max(left, 0.0))
             except queue.Empty:
-                return None
+                if deadline is not None and time.monotonic() >= deadline:
+                    return None
+                continue
             if not isinstance(item, _End):
                 return item
             self._ended = item
-        raise self._ended.error or StopIteration
+        raise (self._ended.error if self._ended is not None else None) or StopIteration
 
     def __iter__(self) -> Iterator[T]:
         return self
@@ -145,7 +175,7 @@ class Buffered(Generic[T]):
         self._put(_End(error))
 
     def _put(self, item: T | _End) -> bool:
-        while not self._closed.is_set():
+        while not self._closed.is_set() and not self._stop.is_set():
             with suppress(queue.Full):
                 self._queue.put(item, timeout=_POLL_SECONDS)
                 return True

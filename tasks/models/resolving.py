@@ -16,8 +16,10 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError  # the error's name only
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -48,8 +50,8 @@ def _stored(uri: str, settings: Settings) -> Bundle:
     location = parse_location(uri.rstrip("/") + "/")
     store = open_store(location, settings)
     objects = [image for page in store.pages(location.prefix) for image in page]
-    if not objects:
-        raise ModelError(f"There is nothing under {uri}. Put model.toml, the weights and the labels there.")
+    if not any(image.key == f"{location.prefix}model.toml" for image in objects):
+        raise ModelError(f"There is no model.toml under {uri}. Put model.toml, the weights and the labels there.")
     state = hashlib.sha256(repr([(image.key, image.etag) for image in objects]).encode()).hexdigest()
 
     def fill(folder: Path) -> None:
@@ -123,13 +125,32 @@ def _default(folder: Path, name: str) -> None:
 
     _weights_enum(name)
     try:
-        network = torchvision.models.get_model(name, weights="DEFAULT")
+        with _tensors_only():
+            network = torchvision.models.get_model(name, weights="DEFAULT")
+    except UnpicklingError as error:
+        raise ModelError(
+            f"The downloaded weights of torchvision:{name} hold more than tensors: {str(error).splitlines()[0]} Nothing of "
+            "them was executed. Remove them from torch's cache (TORCH_HOME), and find out how they came there."
+        ) from None
     except (OSError, RuntimeError) as error:  # RuntimeError: what came has another hash than its name says.
         raise ModelError(
             f"The weights of torchvision:{name} could not be downloaded: {error}. "
             f"Fetch them elsewhere and give torchvision:{name}?weights=FILE.safetensors."
         ) from None
     _write(folder, name, "default", network.state_dict())
+
+
+@contextmanager
+def _tensors_only() -> Iterator[None]:
+    """torchvision's files are pickles, and a cached one is not even checked: let torch read tensors from them, no code."""
+    forced, allowed = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+    before = {name: os.environ.pop(name, None) for name in (forced, allowed)}
+    os.environ[forced] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[forced]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 def _from_file(folder: Path, name: str, file: Path, digest: str) -> None:

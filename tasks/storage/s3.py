@@ -59,6 +59,10 @@ def client(settings: Settings) -> S3Client:
 
 def _check_endpoint(endpoint: str) -> None:
     parts = urlsplit(endpoint)
+    if "@" in parts.netloc:  # The endpoint is part of the source's name, which everybody may read.
+        raise ConfigurationError(
+            "AFTERIMAGE_S3_ENDPOINT holds a user or a password. Give them as AFTERIMAGE_S3_ACCESS_KEY and _SECRET_KEY."
+        )
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigurationError(
             f"AFTERIMAGE_S3_ENDPOINT is {endpoint!r}, which is no web address. Write it as http://HOST:PORT."

@@ -200,3 +200,34 @@ def test_sigterm_commits_what_is_finished_and_raises(home: Path, tmp_path: Path,
     assert run["open"] == 300 - run["predicted"]
     again = runner.run()
     assert outcomes(again) == {"cached": run["predicted"], "predicted": 300 - run["predicted"]}
+
+
+def test_sigterm_is_answered_within_seconds_however_slow_the_store(home: Path, tmp_path: Path) -> None:
+    """Airflow kills a task five seconds after it was told to end."""
+    images = tmp_path / "many"
+    write_pictures(images, 100)
+    model = write_small_bundle(tmp_path / "model")
+    script = (
+        "import os, signal, sys, threading, time\nfrom pathlib import Path\nfrom tasks.storage.local import LocalStore\n"
+        "from tests.runner import Runner\n"
+        "read = LocalStore.read\n"
+        "def slow(*arguments):\n"
+        "    time.sleep(20 if arguments[1] > '00040' else 0)\n"
+        "    return read(*arguments)\n"
+        "LocalStore.read = slow\n"
+        "threading.Timer(6, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()\n"
+        "home, url, images, model = sys.argv[1:]\n"
+        "started = time.monotonic()\n"
+        "try:\n"
+        "    Runner(Path(home), url, {'batch_size': 4, 'readers': 4}, images=images, model=model).run()\n"
+        "finally:\n"
+        "    print('ended after', time.monotonic() - started, flush=True)\n"
+        "    os._exit(7)\n"
+    )
+    url = f"sqlite:///{tmp_path / 'cache.db'}"
+    arguments = [str(home), url, str(images), str(model)]
+    stopped = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
+    assert stopped.returncode == 7, stopped.stderr
+    assert 5 < float(stopped.stdout.split()[-1]) < 9, stopped.stdout
+    runner = Runner(home, url, images=str(images), model=str(model))
+    assert runner.rows("SELECT predicted FROM v_run")[0]["predicted"] >= 30

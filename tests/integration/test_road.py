@@ -279,7 +279,7 @@ def test_max_shards_bounds_their_number(runner: MakeRunner) -> None:
     runner().run()
     engine = connect(runner().settings.database_url)
     with writing(engine) as connection:
-        connection.exec_driver_sql(f"UPDATE {_table(engine, 'shard')} SET reads = 1, seconds = 1")
+        connection.exec_driver_sql(f"UPDATE {_table(engine, 'shard')} SET reads = 100, seconds = 100")
     divided = runner(shard_seconds=1.0, max_shards=5)
     request = divided.request(force=True)
     road.list_images(request, divided.settings)

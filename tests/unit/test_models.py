@@ -493,7 +493,7 @@ def test_a_bundle_in_s3_is_copied_once_and_anew_when_it_changes(stored: Any) -> 
 def test_a_prefix_without_a_bundle_is_named(stored: Any) -> None:
     uri, settings, _ = stored
 
-    assert f"nothing under {uri}-not" in refusal(lambda: resolve_model(f"{uri}-not", settings))
+    assert f"no model.toml under {uri}-not" in refusal(lambda: resolve_model(f"{uri}-not", settings))
     with pytest.raises(ConfigurationError, match="'no-such-bucket' does not exist"):
         resolve_model("s3://no-such-bucket/models/", settings)
 
@@ -611,3 +611,28 @@ def test_cuda_that_is_not_there_is_a_matter_of_configuration() -> None:
     assert choose_device(load_settings(device="auto")) == "cpu"
     with pytest.raises(ConfigurationError, match="AFTERIMAGE_DEVICE is 'cuda'"):
         choose_device(load_settings(device="cuda"))
+
+
+class Planted:
+    """What a pickle can do to whoever loads it."""
+
+    def __init__(self, touched: Path) -> None:
+        self.touched = touched
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.touched,)
+
+
+def test_a_pickle_in_torchs_own_cache_is_not_executed(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    url = torchvision.models.MobileNet_V3_Small_Weights.DEFAULT.url
+    cached = tmp_path / "torch" / "hub" / "checkpoints" / url.rpartition("/")[2]
+    cached.parent.mkdir(parents=True)
+    torch.save(Planted(tmp_path / "touched"), cached)
+
+    message = refusal(lambda: resolve_model(MOBILENET, settings))
+
+    assert "hold more than tensors" in message
+    assert not (tmp_path / "touched").exists()

@@ -274,7 +274,13 @@ def test_a_month_matches_where_any_of_its_days_does() -> None:
     assert not found.matches("2026/13/a", EVERYTHING)
 
 
-@pytest.mark.parametrize("prefix", ["{{ month }}/{{ day }}/", "{{ year }}/{{ day }}/", "{{ day }}/"])
+@pytest.mark.parametrize("prefix", ["{{ month }}/{{ day }}/", "{{ day }}/"])
+def test_a_template_without_a_year_is_refused(prefix: str) -> None:
+    with pytest.raises(ConfigurationError, match="no year"):
+        DateTemplate.of(prefix)
+
+
+@pytest.mark.parametrize("prefix", ["{{ year }}/{{ day }}/"])
 def test_a_key_that_leaves_its_day_open_is_left_to_the_prefixes(prefix: str) -> None:
     found = template(prefix)
     window = Window(MARCH_1, MARCH_2)

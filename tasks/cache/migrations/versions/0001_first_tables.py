@@ -148,6 +148,7 @@ def create_results() -> None:
         sa.Column("entropy", sa.Double, nullable=False),
         sa.Column("top_k", sa.Text, nullable=False),
         sa.Column("run_no", sa.Integer, nullable=False),
+        sa.Column("generation", sa.Integer, nullable=False),
         sa.Column("predicted_at", Moment, nullable=False),
         schema=SCHEMA,
     )

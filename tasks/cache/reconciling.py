@@ -1,0 +1,94 @@
+"""What a listing says about images that are known already: gone, back, mended; and which of them should be readable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Engine, Row, Table, delete, exists, func, select, update
+
+from tasks.cache.database import reading
+from tasks.cache.runs import Staging, check_generation, now
+from tasks.cache.schema import failure, image, run, work_item
+from tasks.cache.staging import PAGE_ROWS, of
+from tasks.storage.base import ImageObject
+
+
+def mark_deleted(connection: Connection, staging: Staging, is_wanted: Callable[[str], bool]) -> int:
+    """After a listing of everything under the prefix: mark images that are gone, unmark those that are back.
+
+    Images that another run recorded after this listing began are left alone: this listing could not see them.
+    `is_wanted` is the pipeline's filter; what it would drop was not staged, and says nothing. Failures of objects that
+    are gone are dropped. Returns the marked images.
+    """
+    row = check_generation(connection, staging)
+    staged = exists().where(*of(staging), work_item.c.key == image.c.key)
+    back = (*_under(image, row), image.c.deleted_at.is_not(None), staged)
+    connection.execute(update(image).where(*back).values(deleted_at=None))
+    marked = 0
+    living = (image.c.deleted_at.is_(None), image.c.recorded_at < row.started_at)
+    for keys in _gone(connection, staging, image, [*_under(image, row), *living], is_wanted):
+        here = (image.c.source_no == row.source_no, image.c.key.in_(keys))
+        connection.execute(update(image).where(*here).values(deleted_at=now()))
+        marked += len(keys)
+    older = failure.c.last_failed_at < row.started_at
+    for keys in _gone(connection, staging, failure, [*_under(failure, row), older], is_wanted):
+        connection.execute(delete(failure).where(failure.c.source_no == row.source_no, failure.c.key.in_(keys)))
+    return marked
+
+
+def _under(table: Table, row: Row[Any]) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    """The rows of a run's source under its prefix."""
+    return table.c.source_no == row.source_no, func.substr(table.c.key, 1, len(row.prefix)) == row.prefix
+
+
+def _gone(
+    connection: Connection,
+    staging: Staging,
+    table: Table,
+    where: Sequence[ColumnElement[bool]],
+    is_wanted: Callable[[str], bool],
+) -> Iterator[list[str]]:
+    """Keys of a table that were not staged and would have been, a page at a time in key order."""
+    staged = exists().where(*of(staging), work_item.c.key == table.c.key)
+    after: str | None = None
+    while True:
+        beyond = [] if after is None else [table.c.key > after]
+        query = select(table.c.key).where(*where, ~staged, *beyond).distinct().order_by(table.c.key).limit(PAGE_ROWS)
+        page = [key for (key,) in connection.execute(query)]
+        wanted = [key for key in page if is_wanted(key)]
+        if wanted:
+            yield wanted
+        if len(page) < PAGE_ROWS:
+            return
+        after = page[-1]
+
+
+def forget_mended(connection: Connection, staging: Staging, model_no: int) -> None:
+    """Drop failures of objects whose present bytes have a prediction: an upload has mended them."""
+    row = check_generation(connection, staging)
+    cached = exists().where(*of(staging), work_item.c.key == failure.c.key, work_item.c.outcome == "cached")
+    connection.execute(
+        delete(failure).where(failure.c.source_no == row.source_no, failure.c.model_no == model_no, cached)
+    )
+
+
+def read_candidates(engine: Engine, staging: Staging, number: int, avoid: Collection[str]) -> list[ImageObject]:
+    """A few objects that should be readable, besides some: images that were read before, and rows of a shard.
+
+    They are taken from both ends and the middle, because what cannot be read often lies together.
+    """
+    mine = [*of(staging), work_item.c.shard == number]
+    columns = ("key", "etag", "size", "last_modified")
+    with reading(engine) as connection:
+        row = connection.execute(select(run).where(run.c.run_no == staging.run_no)).one()
+        known = [*_under(image, row), image.c.deleted_at.is_(None), image.c.key.not_in(sorted(avoid))]
+        images = select(*(image.c[name] for name in columns)).where(*known)
+        found = list(connection.execute(images.order_by(image.c.key.desc()).limit(2)))
+        found += connection.execute(images.order_by(image.c.key).limit(1))
+        rows = select(*(work_item.c[name] for name in columns)).where(*mine, work_item.c.key.not_in(sorted(avoid)))
+        count = connection.execute(select(func.count()).select_from(rows.subquery())).scalar_one()
+        for position in sorted({count // 4, count // 2, 3 * count // 4, count - 1}):
+            if 0 <= position < count:
+                found += connection.execute(rows.order_by(work_item.c.key).offset(position).limit(1))
+    return [ImageObject(*values) for values in found]
