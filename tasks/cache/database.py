@@ -99,7 +99,9 @@ def _parse(url: str) -> URL:
 
 def _sqlite(url: URL) -> Engine:
     if url.database and url.database != ":memory:":
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        # Absolute, so that two processes in different folders see that they mean different files.
+        url = url.set(database=str(Path(url.database).resolve()))
+        Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT.total_seconds(), "isolation_level": None})
     engine = engine.execution_options(schema_translate_map={SCHEMA: None})
     event.listen(engine, "connect", _configure_sqlite)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Engine, Row, Table, delete, exists, func, select, update
@@ -23,18 +24,26 @@ def mark_deleted(connection: Connection, staging: Staging, is_wanted: Callable[[
     """
     row = check_generation(connection, staging)
     staged = exists().where(*of(staging), work_item.c.key == image.c.key)
-    back = (*_under(image, row), image.c.deleted_at.is_not(None), staged)
-    connection.execute(update(image).where(*back).values(deleted_at=None))
+    back = [*_under(image, row), image.c.deleted_at.is_not(None), staged]
+    for keys in _pages(connection, image, back):
+        _mark(connection, row.source_no, keys, None)
     marked = 0
-    living = (image.c.deleted_at.is_(None), image.c.recorded_at < row.started_at)
-    for keys in _gone(connection, staging, image, [*_under(image, row), *living], is_wanted):
-        here = (image.c.source_no == row.source_no, image.c.key.in_(keys))
-        connection.execute(update(image).where(*here).values(deleted_at=now()))
-        marked += len(keys)
+    living = [image.c.deleted_at.is_(None), image.c.recorded_at < row.started_at]
+    for keys in _pages(connection, image, [*_under(image, row), *living, ~staged]):
+        gone = [key for key in keys if is_wanted(key)]
+        _mark(connection, row.source_no, gone, now())
+        marked += len(gone)
+    unstaged = ~exists().where(*of(staging), work_item.c.key == failure.c.key)
     older = failure.c.last_failed_at < row.started_at
-    for keys in _gone(connection, staging, failure, [*_under(failure, row), older], is_wanted):
-        connection.execute(delete(failure).where(failure.c.source_no == row.source_no, failure.c.key.in_(keys)))
+    for keys in _pages(connection, failure, [*_under(failure, row), older, unstaged]):
+        gone = [key for key in keys if is_wanted(key)]
+        connection.execute(delete(failure).where(failure.c.source_no == row.source_no, failure.c.key.in_(gone)))
     return marked
+
+
+def _mark(connection: Connection, source_no: int, keys: Sequence[str], moment: datetime | None) -> None:
+    here = (image.c.source_no == source_no, image.c.key.in_(keys))
+    connection.execute(update(image).where(*here).values(deleted_at=moment))
 
 
 def _under(table: Table, row: Row[Any]) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
@@ -42,23 +51,16 @@ def _under(table: Table, row: Row[Any]) -> tuple[ColumnElement[bool], ColumnElem
     return table.c.source_no == row.source_no, func.substr(table.c.key, 1, len(row.prefix)) == row.prefix
 
 
-def _gone(
-    connection: Connection,
-    staging: Staging,
-    table: Table,
-    where: Sequence[ColumnElement[bool]],
-    is_wanted: Callable[[str], bool],
-) -> Iterator[list[str]]:
-    """Keys of a table that were not staged and would have been, a page at a time in key order."""
-    staged = exists().where(*of(staging), work_item.c.key == table.c.key)
+def _pages(connection: Connection, table: Table, where: Sequence[ColumnElement[bool]]) -> Iterator[list[str]]:
+    """Keys of a table, a page at a time; image rows are locked in the order in which commits write them."""
     after: str | None = None
     while True:
         beyond = [] if after is None else [table.c.key > after]
-        query = select(table.c.key).where(*where, ~staged, *beyond).distinct().order_by(table.c.key).limit(PAGE_ROWS)
+        query = select(table.c.key).where(*where, *beyond).order_by(table.c.key).limit(PAGE_ROWS)
+        query = query.with_for_update() if table is image else query.distinct()
         page = [key for (key,) in connection.execute(query)]
-        wanted = [key for key in page if is_wanted(key)]
-        if wanted:
-            yield wanted
+        if page:
+            yield page
         if len(page) < PAGE_ROWS:
             return
         after = page[-1]

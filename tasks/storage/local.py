@@ -2,7 +2,9 @@
 
 A link that leads out of the folder is refused when it is read and passed over when it is listed: the folder may be
 filled by others, and a link to /etc must not become an image. A file's etag is its size, its mtime in nanoseconds and
-its inode, taken before and after the read, so that a file that is being written is never taken for whole.
+its inode, taken before and after the read, so that a file that changes during the read is not taken. A file that its
+writer has left half done for longer than a read looks whole here; once it is whole, its etag is another, and the next
+run reads it again.
 """
 
 from __future__ import annotations

@@ -99,7 +99,9 @@ def test_an_overwritten_object_is_predicted_again(runner: MakeRunner, images: Pa
 def test_an_object_overwritten_after_the_listing_is_stored_as_it_was_read(
     runner: MakeRunner, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    at_first_read(monkeypatch, lambda: (images / "00003.png").write_bytes(picture(99)))
+    # At once, as S3 does it: another thread may be reading this very file.
+    (images / "new").write_bytes(picture(99))
+    at_first_read(monkeypatch, lambda: (images / "new").replace(images / "00003.png"))
     assert outcomes(runner().run()) == {"predicted": 12}
     monkeypatch.undo()
     assert outcomes(runner().run()) == {"cached": 12}
