@@ -53,11 +53,15 @@ def close_unfinished(engine: Engine, staging: Staging) -> dict[str, Any] | None:
 def summary(engine: Engine, staging: Staging) -> dict[str, Any]:
     """The counts of a run as its rows show them, with its rate in images a second."""
     counts = tally(engine, staging)
-    worked = counts["reused"] + counts["predicted"] + counts["failed"]
     # Rounded first, as the run row keeps it: whoever publishes again computes from that.
     seconds = round(counts["seconds"], 3)
-    rate = worked / seconds if seconds > 0 else 0.0
+    rate = _worked(counts) / seconds if seconds > 0 else 0.0
     return {**counts, "images_per_second": round(rate, 1), "seconds": seconds}
+
+
+def _worked(counts: Mapping[str, Any]) -> int:
+    """Images whose bytes were looked at: what a rate is a rate of."""
+    return int(counts["reused"] + counts["predicted"] + counts["failed"])
 
 
 def _verdict(counts: Mapping[str, Any], max_failure_rate: float) -> InvariantViolation | TooManyFailures | None:
@@ -68,7 +72,7 @@ def _verdict(counts: Mapping[str, Any], max_failure_rate: float) -> InvariantVio
             f"listed {counts['listed']} != {outcomes} = {parts}; {counts['open']} open. "
             "Clear the shards that are open; if none is, clear list_images."
         )
-    worked = counts["reused"] + counts["predicted"] + counts["failed"]
+    worked = _worked(counts)
     if counts["failed"] >= MIN_FAILURES and counts["failed"] / worked > max_failure_rate:
         return TooManyFailures(
             f"{counts['failed']} of {worked} images failed, more than max_failure_rate {max_failure_rate:g}. All else is "

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tasks.cache.runs import OUTCOMES
+
 WIDTH = 160  # where there is no terminal to ask
 
 Cell = Callable[[Mapping[str, Any]], str]
@@ -25,8 +27,7 @@ def _number(name: str, digits: int) -> Cell:
 
 
 def _outcomes(row: Mapping[str, Any]) -> str:
-    names = ("cached", "known_bad", "deferred", "reused", "predicted", "failed", "vanished", "open")
-    return " · ".join(f"{name} {row[name]:,}" for name in names if row[name])
+    return " · ".join(f"{name} {row[name]:,}" for name in (*OUTCOMES, "open") if row[name])
 
 
 RUNS: Columns = {

@@ -10,8 +10,8 @@ from sqlalchemy import text
 
 from tasks import road
 from tasks.cache.database import connect, is_sqlite, reading
-from tasks.cache.runs import RunKey
-from tasks.plan import RunRequest
+from tasks.cache.runs import OUTCOMES, RunKey
+from tasks.plan import RunRequest, ShardDescriptor
 from tasks.settings import Pipeline, Settings, load_settings
 from tasks.window import EVERYTHING, Window
 
@@ -35,6 +35,12 @@ class Runner:
         """The whole road; the counts of the run."""
         return road.run(self.request(window, **asked), self.settings)
 
+    def plan(self, **asked: Any) -> tuple[RunRequest, list[ShardDescriptor]]:
+        """List and deduplicate, as the first two tasks do; the request and its shards."""
+        request = self.request(**asked)
+        road.list_images(request, self.settings)
+        return request, road.deduplicate(request, self.settings)
+
     def rows(self, query: str, **values: Any) -> list[dict[str, Any]]:
         """Rows of a query over the cache, without a schema: `SELECT ... FROM v_prediction`."""
         engine = connect(self.settings.database_url)
@@ -54,5 +60,4 @@ class Runner:
 
 def outcomes(counts: dict[str, Any]) -> dict[str, int]:
     """The outcomes of a run that are not 0."""
-    names = ("cached", "known_bad", "deferred", "reused", "predicted", "failed", "vanished", "open")
-    return {name: counts[name] for name in names if counts[name]}
+    return {name: counts[name] for name in (*OUTCOMES, "open") if counts[name]}

@@ -21,13 +21,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from tasks.cache import contract
 from tasks.cache.database import connect
+from tasks.cache.runs import OUTCOMES
 from tasks.errors import AfterimageError
 from tasks.settings import load_settings
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-OUTCOMES = ("cached", "known_bad", "deferred", "reused", "predicted", "failed", "vanished", "open")
 QUERY_TIMEOUT = timedelta(seconds=5)
 
 HEADERS = {
@@ -60,7 +60,7 @@ def run_page(request: Request, dag_id: str, run_id: str) -> Response:
         run, problem = None, str(error)
     except SQLAlchemyError:
         run, problem = None, "The cache could not be read. Run ./afterimage doctor where the API server runs."
-    shown = {"run": run, "problem": problem, "outcomes": OUTCOMES}
+    shown = {"run": run, "problem": problem, "outcomes": (*OUTCOMES, "open")}
     return templates.TemplateResponse(request, "run.html", shown)
 
 

@@ -15,30 +15,26 @@ from tasks.cache.staging import PAGE_ROWS, of
 from tasks.storage.base import ImageObject
 
 
-def mark_deleted(connection: Connection, staging: Staging, is_wanted: Callable[[str], bool]) -> int:
+def mark_deleted(connection: Connection, staging: Staging, is_wanted: Callable[[str], bool]) -> None:
     """After a listing of everything under the prefix: mark images that are gone, unmark those that are back.
 
     Images that another run recorded after this listing began are left alone: this listing could not see them.
     `is_wanted` is the pipeline's filter; what it would drop was not staged, and says nothing. Failures of objects that
-    are gone are dropped. Returns the marked images.
+    are gone are dropped.
     """
     row = check_generation(connection, staging)
     staged = exists().where(*of(staging), work_item.c.key == image.c.key)
     back = [*_under(image, row), image.c.deleted_at.is_not(None), staged]
     for keys in _pages(connection, image, back):
         _mark(connection, row.source_no, keys, None)
-    marked = 0
     living = [image.c.deleted_at.is_(None), image.c.recorded_at < row.started_at]
     for keys in _pages(connection, image, [*_under(image, row), *living, ~staged]):
-        gone = [key for key in keys if is_wanted(key)]
-        _mark(connection, row.source_no, gone, now())
-        marked += len(gone)
+        _mark(connection, row.source_no, [key for key in keys if is_wanted(key)], now())
     unstaged = ~exists().where(*of(staging), work_item.c.key == failure.c.key)
     older = failure.c.last_failed_at < row.started_at
     for keys in _pages(connection, failure, [*_under(failure, row), older, unstaged]):
         gone = [key for key in keys if is_wanted(key)]
         connection.execute(delete(failure).where(failure.c.source_no == row.source_no, failure.c.key.in_(gone)))
-    return marked
 
 
 def _mark(connection: Connection, source_no: int, keys: Sequence[str], moment: datetime | None) -> None:

@@ -85,9 +85,7 @@ def test_a_key_that_cannot_be_read_needs_no_right_to_list_elsewhere(
     make: MakeRunner, refuse: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = make()
-    request = one.request()
-    road.list_images(request, one.settings)
-    (shard,) = road.deduplicate(request, one.settings)
+    _, (shard,) = one.plan()
 
     def forbidden(*_: object) -> None:
         raise AccessDenied("listing")
@@ -130,9 +128,8 @@ def test_two_bad_images_on_a_quiet_day_do_not_fail_the_run_and_three_do(make: Ma
 
 def test_clearing_publish_run_after_its_staging_was_pruned_changes_nothing(make: MakeRunner) -> None:
     one = make()
-    request = one.request()
-    road.list_images(request, one.settings)
-    for shard in road.deduplicate(request, one.settings):
+    request, shards = one.plan()
+    for shard in shards:
         road.predict_shard(shard, one.settings)
     road.publish_run(request, one.settings)
     before = one.rows("SELECT * FROM v_run")
@@ -148,9 +145,7 @@ def test_clearing_publish_run_after_its_staging_was_pruned_changes_nothing(make:
 
 def test_a_run_that_fails_a_second_time_says_what_is_open_now(make: MakeRunner) -> None:
     one = make(shard_seconds=0.01)
-    request = one.request(limit=40)
-    road.list_images(request, one.settings)
-    (shard,) = road.deduplicate(request, one.settings)
+    request, (shard,) = one.plan(limit=40)
     first = road.close_run(request, one.settings)
     assert first is not None
     assert first["open"] == 40
@@ -167,9 +162,7 @@ def test_a_run_that_fails_a_second_time_says_what_is_open_now(make: MakeRunner) 
 
 def test_a_run_that_was_resumed_ends_when_it_ended(make: MakeRunner) -> None:
     one = make()
-    request = one.request()
-    road.list_images(request, one.settings)
-    shards = road.deduplicate(request, one.settings)
+    request, shards = one.plan()
     road.close_run(request, one.settings)
     for shard in shards:
         road.predict_shard(shard, one.settings)
@@ -198,9 +191,8 @@ def test_the_current_model_changes_only_after_a_run_over_everything(make: MakeRu
 
 def test_publishing_an_older_run_again_does_not_bring_its_model_back(make: MakeRunner, tmp_path: Path) -> None:
     one = make()
-    request = one.request()
-    road.list_images(request, one.settings)
-    for shard in road.deduplicate(request, one.settings):
+    request, shards = one.plan()
+    for shard in shards:
         road.predict_shard(shard, one.settings)
     road.publish_run(request, one.settings)
     newer = make(model=str(write_small_bundle(tmp_path / "other", seed=3))).run()
@@ -211,9 +203,7 @@ def test_publishing_an_older_run_again_does_not_bring_its_model_back(make: MakeR
 
 def test_publish_run_needs_no_bundle_and_names_the_frozen_model(make: MakeRunner, tmp_path: Path) -> None:
     one = make()
-    request = one.request()
-    road.list_images(request, one.settings)
-    shards = road.deduplicate(request, one.settings)
+    request, shards = one.plan()
     for shard in shards:
         road.predict_shard(shard, one.settings)
     (tmp_path / "model").rename(tmp_path / "moved")
@@ -251,9 +241,8 @@ def test_the_quarantine_forgets_what_is_gone_and_what_was_mended(make: MakeRunne
 
 def test_clearing_deduplicate_does_not_double_the_limit(make: MakeRunner) -> None:
     one = make()
-    request = one.request(limit=4)
-    road.list_images(request, one.settings)
-    for shard in road.deduplicate(request, one.settings):
+    request, shards = one.plan(limit=4)
+    for shard in shards:
         road.predict_shard(shard, one.settings)
     assert road.deduplicate(request, one.settings) == []
     assert outcomes(road.publish_run(request, one.settings)) == {"predicted": 4, "deferred": 56}
@@ -261,9 +250,7 @@ def test_clearing_deduplicate_does_not_double_the_limit(make: MakeRunner) -> Non
 
 def test_a_shard_in_another_cache_is_tried_again_and_not_called_lost(make: MakeRunner, tmp_path: Path) -> None:
     one = make()
-    request = one.request()
-    road.list_images(request, one.settings)
-    (shard,) = road.deduplicate(request, one.settings)
+    _, (shard,) = one.plan()
     elsewhere = one.settings.model_copy(update={"database": None, "home": tmp_path / "elsewhere"})
     with pytest.raises(DatabaseUnavailable, match="same Connection"):
         road.predict_shard(shard, elsewhere)

@@ -288,14 +288,8 @@ def test_max_shards_bounds_their_number(runner: MakeRunner) -> None:
     assert sorted(shard.count for shard in road.deduplicate(request, divided.settings)) == [2, 2, 2, 3, 3]
 
 
-def plan(runner: Runner, **asked: Any) -> tuple[Any, list[ShardDescriptor]]:
-    request = runner.request(**asked)
-    road.list_images(request, runner.settings)
-    return request, road.deduplicate(request, runner.settings)
-
-
 def test_descriptors_are_small_and_hold_no_keys(runner: MakeRunner) -> None:
-    _, shards = plan(runner())
+    _, shards = runner().plan()
     text = json.dumps([shard.to_dict() for shard in shards])
     assert ShardDescriptor.from_dict(json.loads(text)[0]) == shards[0]
     assert "00003.png" not in text
@@ -304,7 +298,7 @@ def test_descriptors_are_small_and_hold_no_keys(runner: MakeRunner) -> None:
 
 def test_clearing_list_images_raises_the_generation_and_old_commits_change_nothing(runner: MakeRunner) -> None:
     one = runner()
-    request, old = plan(one)
+    request, old = one.plan()
     road.list_images(request, one.settings)
     with pytest.raises((StaleGeneration, StagingLost)):
         road.predict_shard(old[0], one.settings)
@@ -319,7 +313,7 @@ def test_a_commit_of_an_older_generation_is_refused_in_the_middle_of_a_shard(
     runner: MakeRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = runner()
-    request, shards = plan(one)
+    request, shards = one.plan()
     at_first_read(monkeypatch, lambda: road.list_images(request, one.settings))
     with pytest.raises(StaleGeneration):
         road.predict_shard(shards[0], one.settings)
@@ -328,7 +322,7 @@ def test_a_commit_of_an_older_generation_is_refused_in_the_middle_of_a_shard(
 
 def test_clearing_a_finished_shard_or_publish_run_gives_the_stored_counts(runner: MakeRunner) -> None:
     one = runner()
-    request, shards = plan(one)
+    request, shards = one.plan()
     first = [road.predict_shard(shard, one.settings) for shard in shards]
     counts = road.publish_run(request, one.settings)
     assert [road.predict_shard(shard, one.settings) for shard in shards] == first
@@ -337,7 +331,7 @@ def test_clearing_a_finished_shard_or_publish_run_gives_the_stored_counts(runner
 
 def test_clearing_deduplicate_keeps_what_the_shards_have_done(runner: MakeRunner) -> None:
     one = runner()
-    request, shards = plan(one)
+    request, shards = one.plan()
     road.predict_shard(shards[0], one.settings)
     assert road.deduplicate(request, one.settings) == []
     assert outcomes(road.publish_run(request, one.settings)) == {"predicted": 12}
@@ -345,7 +339,7 @@ def test_clearing_deduplicate_keeps_what_the_shards_have_done(runner: MakeRunner
 
 def test_a_shard_whose_rows_are_gone_says_what_to_clear(runner: MakeRunner) -> None:
     one = runner()
-    _, shards = plan(one)
+    _, shards = one.plan()
     engine = connect(one.settings.database_url)
     with writing(engine) as connection:
         connection.exec_driver_sql(f"DELETE FROM {_table(engine, 'work_item')} WHERE key = '00003.png'")
@@ -362,7 +356,7 @@ def test_old_staging_is_pruned_and_the_run_rows_stay(runner: MakeRunner) -> None
 
 def test_a_shard_whose_bundle_has_changed_fails(runner: MakeRunner, tmp_path: Path) -> None:
     one = runner()
-    _, shards = plan(one)
+    _, shards = one.plan()
     write_small_bundle(tmp_path / "model", seed=5)
     with pytest.raises(ModelChanged, match="clear deduplicate"):
         road.predict_shard(shards[0], one.settings)
@@ -370,7 +364,7 @@ def test_a_shard_whose_bundle_has_changed_fails(runner: MakeRunner, tmp_path: Pa
 
 def test_a_run_with_open_rows_is_not_published_as_a_success(runner: MakeRunner) -> None:
     one = runner()
-    request, _ = plan(one)
+    request, _ = one.plan()
     with pytest.raises(InvariantViolation, match="12 open"):
         road.publish_run(request, one.settings)
     row = one.rows("SELECT state, open FROM v_run")[0]
@@ -379,7 +373,7 @@ def test_a_run_with_open_rows_is_not_published_as_a_success(runner: MakeRunner) 
 
 def test_the_invariant_compares_what_was_listed_with_what_the_rows_say(runner: MakeRunner) -> None:
     one = runner()
-    request, shards = plan(one)
+    request, shards = one.plan()
     road.predict_shard(shards[0], one.settings)
     engine = connect(one.settings.database_url)
     with writing(engine) as connection:
@@ -390,7 +384,7 @@ def test_the_invariant_compares_what_was_listed_with_what_the_rows_say(runner: M
 
 def test_the_teardown_closes_a_run_that_failed_on_its_way(runner: MakeRunner) -> None:
     one = runner()
-    request, _ = plan(one)
+    request, _ = one.plan()
     closed = road.close_run(request, one.settings)
     assert closed is not None
     assert closed["open"] == 12
@@ -399,7 +393,7 @@ def test_the_teardown_closes_a_run_that_failed_on_its_way(runner: MakeRunner) ->
 
 def test_the_teardown_leaves_a_published_run_alone(runner: MakeRunner) -> None:
     one = runner()
-    request, shards = plan(one)
+    request, shards = one.plan()
     road.predict_shard(shards[0], one.settings)
     road.publish_run(request, one.settings)
     assert road.close_run(request, one.settings) is None
@@ -408,7 +402,7 @@ def test_the_teardown_leaves_a_published_run_alone(runner: MakeRunner) -> None:
 
 def test_two_runs_over_the_same_objects_leave_each_prediction_once(runner: MakeRunner) -> None:
     one = runner(commit_images=3)
-    first, second = plan(one), plan(one)
+    first, second = one.plan(), one.plan()
     road.predict_shard(first[1][0], one.settings)
     road.predict_shard(second[1][0], one.settings)
     assert outcomes(road.publish_run(first[0], one.settings)) == {"predicted": 12}
