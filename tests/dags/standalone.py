@@ -83,8 +83,12 @@ class Standalone:
         return self._client.get(f"/api/v2{path}").raise_for_status().json()
 
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
-        """POST below /api/v2."""
-        answer = self._client.post(f"/api/v2{path}", json=body)
+        """POST below /api/v2. Airflow's own SQLite may be locked for a moment; it then rolls back, and is asked again."""
+        for _ in range(5):
+            answer = self._client.post(f"/api/v2{path}", json=body)
+            if answer.status_code != 500 or "Database error" not in answer.text:
+                break
+            time.sleep(1)
         assert answer.status_code < 300, answer.text
         return answer.json()
 
