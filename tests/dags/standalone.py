@@ -20,9 +20,13 @@ RUN_SECONDS = 240
 
 
 class Standalone:
-    """One Airflow: scheduler, DAG processor, API server and triggerer, with LocalExecutor and SQLite metadata."""
+    """One Airflow: scheduler, DAG processor, API server and triggerer, with LocalExecutor.
 
-    def __init__(self, home: Path, environment: Mapping[str, str]) -> None:
+    Its metadata lies in PostgreSQL, as in production: on SQLite Airflow refuses a backfill whenever its scheduler
+    happens to write at the same moment.
+    """
+
+    def __init__(self, home: Path, metadata_url: str, environment: Mapping[str, str]) -> None:
         self.home = home
         self.port = free_port()
         self.log = home / "standalone.log"
@@ -31,7 +35,7 @@ class Standalone:
         self.environment = {
             **outer_environment(),
             "AIRFLOW_HOME": str(home),
-            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}",
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": metadata_url,
             "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"),
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin",
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords),
@@ -83,12 +87,8 @@ class Standalone:
         return self._client.get(f"/api/v2{path}").raise_for_status().json()
 
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
-        """POST below /api/v2. Airflow's own SQLite may be locked for a moment; it then rolls back, and is asked again."""
-        for _ in range(5):
-            answer = self._client.post(f"/api/v2{path}", json=body)
-            if answer.status_code != 500 or "Database error" not in answer.text:
-                break
-            time.sleep(1)
+        """POST below /api/v2."""
+        answer = self._client.post(f"/api/v2{path}", json=body)
         assert answer.status_code < 300, answer.text
         return answer.json()
 

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import make_url
 
 from tasks.models.bundle import read_bundle
+from tests.conftest import ROOT, fresh_postgres
 from tests.dags.standalone import Standalone
 from tests.pictures import picture, write_pictures, write_small_bundle
 from tests.runner import Runner, outcomes
@@ -67,8 +69,6 @@ dag = predict_images.build(after, schedule=[Asset(name="predictions_daily", uri=
 @pytest.fixture(scope="module")
 def url(postgres_server: str) -> Iterator[str]:
     """A migrated cache in PostgreSQL."""
-    from tests.conftest import fresh_postgres
-
     with fresh_postgres(postgres_server) as url:
         from tasks.cache.database import connect
         from tasks.cache.migrating import migrate
@@ -90,8 +90,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (home / folder).mkdir()
     (home / "pipelines.toml").write_text(PIPELINES.format(home=home))
     (home / "none.toml").write_text("")
-    from tests.conftest import ROOT
-
     dags = home / "dags"
     dags.mkdir()
     for file in (ROOT / "dags").iterdir():
@@ -102,7 +100,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def airflow(home: Path, url: str) -> Iterator[Standalone]:
+def metadata_url(postgres_server: str) -> Iterator[str]:
+    """A database for Airflow's own metadata, never the one of the cache."""
+    with fresh_postgres(postgres_server) as url:
+        yield make_url(url).set(drivername="postgresql+psycopg2").render_as_string(hide_password=False)
+
+
+@pytest.fixture(scope="module")
+def airflow(home: Path, url: str, metadata_url: str) -> Iterator[Standalone]:
     """A running Airflow."""
     environment = {
         "AFTERIMAGE_PIPELINES": str(home / "pipelines.toml"),
@@ -111,7 +116,7 @@ def airflow(home: Path, url: str) -> Iterator[Standalone]:
         "AFTERIMAGE_DEVICE": "cpu",
         "AIRFLOW__CORE__DAGS_FOLDER": str(home / "dags"),
     }
-    running = Standalone(home, environment)
+    running = Standalone(home, metadata_url, environment)
     running.airflow("db", "migrate")
     running.airflow("pools", "set", "gpu", "3", "three slots, so that backfills overlap")
     try:
