@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from demo.local_airflow import airflow, migrate_airflow
 from demo.report import accuracy, last_run, next_steps
 from tasks.reporting import format_summary
 from tasks.settings import PROJECT, find_pipeline, load_settings
@@ -18,8 +18,7 @@ DAG_ID = "predict_digits"
 def main() -> None:
     """Prepare, run twice, report."""
     prepare()
-    airflow("db", "migrate")
-    airflow("pools", "set", "gpu", "1", "one slot for each GPU")
+    migrate_airflow()
     settings = load_settings()
     say(f"\nRunning the DAG {DAG_ID} through Airflow ...")
     first = run_dag()
@@ -53,18 +52,6 @@ def run_dag() -> dict[str, Any]:
     """One run of the DAG in this machine's Airflow; its counts, as the cache has them."""
     airflow("dags", "test", DAG_ID)
     return last_run(load_settings().database_url, DAG_ID)
-
-
-def airflow(*arguments: str) -> None:
-    """Run an Airflow command; its output goes to a log file, and its end is shown where it fails."""
-    log = load_settings().home / "demo" / "airflow.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    command = [str(PROJECT / "scripts" / "with-airflow"), "airflow", *arguments]
-    with open(log, "ab") as out:
-        done = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, check=False)
-    if done.returncode != 0:
-        tail = log.read_text(errors="replace").splitlines()[-40:]
-        raise SystemExit("\n".join([*tail, f"airflow {' '.join(arguments)} failed; the whole log: {log}"]))
 
 
 def compare(first: float, second: float, predicted: int) -> str:

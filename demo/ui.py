@@ -5,25 +5,42 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import sys
+import signal
+import subprocess
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from demo.__main__ import airflow, prepare, say
-from tasks.settings import PROJECT
+from demo.__main__ import prepare, say
+from demo.local_airflow import COMMAND, home, migrate_airflow
+from demo.metadata import metadata_server
 
 PORT = int(os.environ.get("AIRFLOW__API__PORT", "8080"))
+METADATA = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
 
 
 def main() -> None:
-    """Prepare, say where to look, and become `airflow standalone`."""
+    """Prepare, say where to look, and run `airflow standalone` to its end."""
     prepare()
-    airflow("db", "migrate")
-    airflow("pools", "set", "gpu", "1", "one slot for each GPU")
-    home = Path(os.environ.get("AIRFLOW_HOME", PROJECT / "var" / "airflow"))
-    say(f"\nAirflow starts at http://localhost:{PORT}, which takes about a minute.")
-    say(f"Sign in as admin with the password {password(home / 'passwords.json')}")
-    say("DAGs are paused at first: open predict_digits, press Trigger, and let it be unpaused. Ctrl-C ends it all.\n")
-    command = str(PROJECT / "scripts" / "with-airflow")
+    with _metadata() as url:
+        os.environ[METADATA] = url
+        migrate_airflow()
+        passwords = home() / "passwords.json"
+        say(f"\nAirflow starts at http://localhost:{PORT}, which takes about a minute.")
+        say(f"Sign in as admin with the password {password(passwords)}")
+        say("DAGs are paused at first: open predict_digits, press Trigger, and let it be unpaused. Ctrl-C ends it all.")
+        say(f"Airflow's commands in another terminal: {METADATA}='{url}' scripts/with-airflow airflow ...\n")
+        code = _run_standalone(passwords)
+    raise SystemExit(code)
+
+
+def _metadata() -> AbstractContextManager[str]:
+    """The user's own database where one is named, else a server that lives as long as this command."""
+    given = os.environ.get(METADATA)
+    return nullcontext(given) if given else metadata_server(home() / "postgres")
+
+
+def _run_standalone(passwords: Path) -> int:
+    """Run Airflow until it ends; its exit code. Whoever ends this process ends Airflow in the way that it tidies up."""
     environment = {
         **os.environ,
         "AIRFLOW__API__HOST": os.environ.get("AIRFLOW__API__HOST", "127.0.0.1"),
@@ -31,10 +48,14 @@ def main() -> None:
         "AIRFLOW__API__BASE_URL": f"http://localhost:{PORT}",
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://localhost:{PORT}/execution/",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin",
-        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(home / "passwords.json"),
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords),
     }
-    sys.stdout.flush()
-    os.execve(command, [command, "airflow", "standalone"], environment)  # noqa: S606  # nothing is left to do here
+    # A terminal sends Ctrl-C to Airflow as well, and this process waits for its end.
+    signal.signal(signal.SIGINT, lambda _number, _frame: None)
+    standalone = subprocess.Popen([COMMAND, "airflow", "standalone"], env=environment)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda _number, _frame: standalone.send_signal(signal.SIGINT))
+    return standalone.wait()
 
 
 def password(path: Path) -> str:

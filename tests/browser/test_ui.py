@@ -53,12 +53,19 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         assert f"http://localhost:{port}" in log.read_text()
         yield f"http://127.0.0.1:{port} {_password(folder / 'airflow', log)}"
     finally:
-        for number in (signal.SIGINT, signal.SIGKILL):
-            try:
-                os.killpg(ui.pid, number)
-                ui.wait(5)
-            except (ProcessLookupError, subprocess.TimeoutExpired):
-                continue
+        _end(ui)
+    assert not (folder / "airflow" / "postgres" / "postmaster.pid").exists(), "PostgreSQL was left behind"
+    assert ui.returncode == 0, log.read_text()[-3000:]
+
+
+def _end(ui: subprocess.Popen[bytes]) -> None:
+    """As whoever closes the terminal ends it; SIGKILL to the whole group where that takes too long."""
+    try:
+        ui.send_signal(signal.SIGHUP)
+        ui.wait(60)
+    except subprocess.TimeoutExpired:
+        os.killpg(ui.pid, signal.SIGKILL)
+        ui.wait(5)
 
 
 def _wait_for_health(port: int, ui: subprocess.Popen[bytes], log: Path) -> None:
