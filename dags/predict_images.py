@@ -46,7 +46,7 @@ from airflow.sdk import (
 from airflow.sdk.exceptions import AirflowSkipException
 
 from tasks.errors import ConfigurationError, InvariantViolation, ModelChanged, StagingLost, TooManyFailures
-from tasks.settings import Pipeline, load_pipelines, load_settings
+from tasks.settings import Pipeline, load_settings, read_pipelines
 
 POOL = os.environ.get("AFTERIMAGE_POOL", "gpu")
 QUEUE = os.environ.get("AFTERIMAGE_QUEUE", "gpu")
@@ -182,5 +182,6 @@ def _timeout() -> timedelta | None:
     return context["task"].execution_timeout  # type: ignore[no-any-return]
 
 
-for _pipeline in load_pipelines(load_settings().pipelines).values():
+# A wrong table must not stop the pipelines beside it; wrong_pipelines.py shows it as its import error.
+for _pipeline in read_pipelines(load_settings().pipelines)[0].values():
     build(_pipeline)

@@ -123,10 +123,32 @@ def load_pipelines(path: Path) -> dict[str, Pipeline]:
     """Read pipelines.toml into {name: Pipeline}, in the order of the file.
 
     Relative local paths in `images` and `model` are taken from the file's folder. Raises ConfigurationError, which
-    names file, table, key, the value found and what is allowed.
+    names file, table, key, the value found and what is allowed, for each table that is wrong.
     """
+    pipelines, problems = read_pipelines(path)
+    if problems:
+        raise ConfigurationError("\n".join(problems.values()))
+    return pipelines
+
+
+def read_pipelines(path: Path) -> tuple[dict[str, Pipeline], dict[str, str]]:
+    """The tables that are right, and {name: what is wrong} for the others: one of them must not stop the rest.
+
+    Raises ConfigurationError where the file as a whole cannot be read.
+    """
+    pipelines: dict[str, Pipeline] = {}
+    problems: dict[str, str] = {}
+    for name, table in _tables(path).items():
+        try:
+            pipelines[name] = _pipeline(path, name, table)
+        except ConfigurationError as error:
+            problems[name] = str(error)
+    return pipelines, problems
+
+
+def _tables(path: Path) -> dict[str, Any]:
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigurationError(
             f"{path} does not exist. Create it, or point AFTERIMAGE_PIPELINES at your file."
@@ -137,7 +159,6 @@ def load_pipelines(path: Path) -> dict[str, Pipeline]:
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} is not valid TOML: {error}. Mend that line.") from None
-    return {name: _pipeline(path, name, table) for name, table in tables.items()}
 
 
 def _pipeline(path: Path, name: str, table: object) -> Pipeline:
@@ -183,8 +204,10 @@ def _absolute(uri: str, base: Path) -> str:
 
 
 def find_pipeline(path: Path, name: str) -> Pipeline:
-    """One pipeline by its name. Raises ConfigurationError with the names that exist."""
-    pipelines = load_pipelines(path)
+    """One pipeline by its name. Raises ConfigurationError with what is wrong with it, or with the names that exist."""
+    pipelines, problems = read_pipelines(path)
+    if name in problems:
+        raise ConfigurationError(problems[name])
     if name not in pipelines:
         raise ConfigurationError(
             f"{path} has no pipeline {name!r}. It has: {', '.join(pipelines) or 'none'}. Add a table [{name}] or name one."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,24 @@ def bag(airflow: None) -> Any:
 def test_every_dag_file_parses_and_every_pipeline_has_a_dag(bag: Any) -> None:
     assert bag.import_errors == {}
     assert sorted(bag.dags) == ["predict_manual", "predict_plain", "predict_templated"]
+
+
+def test_a_wrong_table_is_an_import_error_and_stops_no_other_pipeline(
+    airflow: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a file to which somebody has added two new tables with a typing error each."""
+    file = tmp_path / "pipelines.toml"
+    file.write_text(
+        '[right]\nimages = "in"\nmodel = "model"\n'
+        '[wrong]\nimages = "in"\nmodel = "model"\nshard_second = 60\n'
+        '[worse]\nimages = "in"\n'
+    )
+    monkeypatch.setenv("AFTERIMAGE_PIPELINES", str(file))
+    bag = load_dags()
+    assert sorted(bag.dags) == ["predict_right"]
+    (message,) = bag.import_errors.values()
+    assert "[wrong] has an unknown key 'shard_second'" in message
+    assert "[worse] lacks the key 'model'" in message
 
 
 def test_the_steps_stand_in_their_order(bag: Any) -> None:

@@ -27,7 +27,7 @@ from tasks.models.runtimes import choose_device, open_runtime
 from tasks.models.runtimes.openvino_runtime import OpenVinoRuntime, _convert
 from tasks.models.runtimes.torch_runtime import TorchRuntime
 from tasks.settings import Settings, load_settings
-from tests.conftest import ROOT
+from tests.conftest import ROOT, outer_environment
 from tests.pictures import LABELS, write_small_bundle
 
 MOBILENET = "torchvision:mobilenet_v3_small"
@@ -636,3 +636,20 @@ def test_a_pickle_in_torchs_own_cache_is_not_executed(
 
     assert "hold more than tensors" in message
     assert not (tmp_path / "touched").exists()
+
+
+def test_a_conversion_is_reported_to_nobody(tmp_path: Path) -> None:
+    """openvino-telemetry keeps an identity under the user's home as soon as it may send."""
+    write_small_bundle(tmp_path / "model")
+    program = (
+        "import pathlib, sys, openvino_telemetry\n"
+        "from tasks.models.bundle import read_bundle\n"
+        "from tasks.models.runtimes.openvino_runtime import OpenVinoRuntime\n"
+        "home = pathlib.Path(sys.argv[1])\n"
+        "OpenVinoRuntime(read_bundle(home / 'model'), home / 'compiled')\n"
+        "assert openvino_telemetry.Telemetry().consent is False\n"
+    )
+    environment = outer_environment(HOME=str(tmp_path))
+    environment.pop("CI", None)
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], env=environment, check=True)
+    assert not (tmp_path / "intel").exists()

@@ -110,3 +110,28 @@ def test_of_many_threads_exactly_one_leads() -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert sum(pool.map(lead, range(8))) == 200
+
+
+def test_a_twin_that_comes_while_its_leader_is_released_is_not_lost() -> None:
+    """It has seen its leader and is about to wait for it, when the leader's commit asks who waits."""
+    twins, leader, twin = Twins(), work("first"), work("second")
+    released: list[Work] = []
+
+    class Paused(dict[bytes, list[Work]]):
+        def __contains__(self, digest: object) -> bool:
+            found = super().__contains__(digest)
+            if found:
+                release.start()
+                release.join(0.2)  # without the lock it would end here, and the twin would wait for nobody
+            return found
+
+    twins.lead(leader)
+    leader.succeed(SCORED)
+    release = threading.Thread(target=lambda: released.extend(twins.release(leader)))
+    twins._followers = Paused(twins._followers)
+
+    leads = twins.lead(twin)
+    release.join()
+
+    assert not leads
+    assert released == [twin]

@@ -13,10 +13,9 @@ import warnings
 from importlib.metadata import version
 from pathlib import Path
 
-import openvino as ov
-
 from tasks.models.bundle import Bundle
 from tasks.models.runtimes import Logits, Pixels
+from tasks.models.runtimes.unreported import ov, unreported
 
 # torch traces one module at a time.
 _TRACING = threading.Lock()
@@ -49,7 +48,7 @@ def _convert(bundle: Bundle, folder: Path) -> None:
     from tasks.models.loading import load_classifier
 
     crop = bundle.spec.preprocessing.crop
-    with torch.inference_mode(), warnings.catch_warnings():
+    with torch.inference_mode(), warnings.catch_warnings(), unreported():
         # OpenVINO converts a trace, and torch calls tracing deprecated.
         warnings.simplefilter("ignore")
         example = torch.zeros(2, crop, crop, 3, dtype=torch.uint8)
