@@ -14,7 +14,7 @@ from tasks.settings import Pipeline, Settings, load_settings
 def current_request(pipeline: Pipeline) -> RunRequest:
     """The run that the current task belongs to. A run without a logical date has no interval in its context."""
     from tasks.cache.runs import RunKey
-    from tasks.storage.location import parse_location
+    from tasks.location import parse_location
     from tasks.window import resolve
 
     context: Any = get_current_context()

@@ -17,6 +17,8 @@ lists and deduplicates, logs the counts and the expected time, and stops.
 **Counts.** `listed = cached + known_bad + deferred + reused + predicted + failed + vanished`; the run checks this before it
 calls itself a success, and returns the counts as its result.
 
+**Long shards** give up their slot every half hour and are scheduled again; nothing is lost and no retry is spent.
+
 **When a task fails.** Clear it: a shard goes on after its last commit. Should it say so, clear `list_images` instead: the
 run then starts anew, and the cache keeps what was predicted. `TooManyFailures` means that everything was committed and
 more than `max_failure_rate` of the images were bad: `./afterimage failures` lists them.
@@ -43,7 +45,7 @@ from airflow.sdk import (
     get_current_context,
     task,
 )
-from airflow.sdk.exceptions import AirflowSkipException
+from airflow.sdk.exceptions import AirflowRescheduleException, AirflowSkipException
 
 from tasks.errors import ConfigurationError, InvariantViolation, ModelChanged, StagingLost, TooManyFailures
 from tasks.settings import Pipeline, load_settings, read_pipelines
@@ -53,6 +55,10 @@ QUEUE = os.environ.get("AFTERIMAGE_QUEUE", "gpu")
 
 # Trying again cannot mend these; all else is tried again.
 LASTING = (ConfigurationError, ModelChanged, StagingLost, InvariantViolation, TooManyFailures)
+
+# The scheduler must have heard of the end of a task before it may start the task again; else it takes the news for a
+# failure of the second one.
+HANDOVER = timedelta(seconds=15)
 
 PARAMS = {
     "window_start": Param(
@@ -102,7 +108,7 @@ def build(pipeline: Pipeline, schedule: Any = None) -> DAG:
         start_date=datetime(2020, 1, 1, tzinfo=UTC),
         catchup=False,
         max_active_runs=1,
-        dagrun_timeout=timedelta(days=3),
+        dagrun_timeout=timedelta(days=14),  # a first load of a large bucket takes days
         default_args={
             "retries": 3,
             "retry_delay": timedelta(seconds=30),
@@ -142,7 +148,12 @@ def build(pipeline: Pipeline, schedule: Any = None) -> DAG:
 
             descriptor, settings = ShardDescriptor.from_dict(shard), current_settings()
             get_current_context()["shard_label"] = descriptor.label  # type: ignore[typeddict-unknown-key]
-            return road.predict_shard(descriptor, settings, road.open_cache(settings, _timeout()))
+            engine = road.open_cache(settings, _timeout())
+            outcomes = road.predict_shard(descriptor, settings, engine, stop_after=shard_timeout / 2)
+            if outcomes.get("open"):
+                # Long shards give up their slot now and then: no time-out ends them, and no retry is spent.
+                raise AirflowRescheduleException(datetime.now(UTC) + HANDOVER)  # type: ignore[no-untyped-call]
+            return outcomes
 
         @task(trigger_rule="none_failed", outlets=[predictions])
         def publish_run(listed: dict[str, Any]) -> dict[str, Any]:

@@ -17,17 +17,27 @@ def home() -> Path:
 
 
 def airflow(*arguments: str) -> None:
-    """Run an Airflow command; its output goes to a log file, and its end is shown where it fails."""
-    log = load_settings().home / "demo" / "airflow.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "ab") as out:
+    """Run an Airflow command; its end is shown where it fails."""
+    if not succeeds(*arguments):
+        tail = _log().read_text(errors="replace").splitlines()[-40:]
+        raise SystemExit("\n".join([*tail, f"airflow {' '.join(arguments)} failed; the whole log: {_log()}"]))
+
+
+def succeeds(*arguments: str) -> bool:
+    """Run an Airflow command; its output goes to a log file."""
+    _log().parent.mkdir(parents=True, exist_ok=True)
+    with open(_log(), "ab") as out:
         done = subprocess.run([COMMAND, "airflow", *arguments], stdout=out, stderr=subprocess.STDOUT, check=False)
-    if done.returncode != 0:
-        tail = log.read_text(errors="replace").splitlines()[-40:]
-        raise SystemExit("\n".join([*tail, f"airflow {' '.join(arguments)} failed; the whole log: {log}"]))
+    return done.returncode == 0
+
+
+def _log() -> Path:
+    return load_settings().home / "demo" / "airflow.log"
 
 
 def migrate_airflow() -> None:
-    """Bring Airflow's database to its version and make the pool of the shards."""
+    """Bring Airflow's database to its version and make the pool of the shards; one that is there stays as it is."""
     airflow("db", "migrate")
-    airflow("pools", "set", "gpu", "1", "one slot for each GPU")
+    pool = os.environ.get("AFTERIMAGE_POOL", "gpu")
+    if not succeeds("pools", "get", pool):
+        airflow("pools", "set", pool, "1", "one slot for each GPU")

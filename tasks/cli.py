@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
 import uuid
 from pathlib import Path
@@ -21,10 +22,10 @@ from tasks.cache import contract
 from tasks.cache.database import connect
 from tasks.cache.migrating import migrate as migrate_cache
 from tasks.cache.runs import RunKey
-from tasks.errors import AfterimageError, TooManyFailures
+from tasks.errors import AfterimageError, Interrupted, TooManyFailures
+from tasks.location import parse_location
 from tasks.plan import RunRequest
 from tasks.settings import Pipeline, Settings, absolute_uri, find_pipeline, load_settings
-from tasks.storage.location import parse_location
 from tasks.window import resolve
 
 SOME_FAILED, COULD_NOT_RUN = 1, 2
@@ -85,6 +86,7 @@ def predict(
         dry_run=dry_run,
     )
     failed_run: str | None = None
+    signal.signal(signal.SIGTERM, _end)
     with progress.images(quiet=as_json) as bar:
         try:
             counts = road.run(request, settings, on_plan=bar.plan, on_progress=bar.advance)
@@ -163,6 +165,11 @@ def doctor(
     tables.show([vars(finding) for finding in findings], tables.FINDINGS, "Nothing to check.", as_json)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(SOME_FAILED)
+
+
+def _end(_number: int, _frame: object) -> None:
+    """SIGTERM before or after the shards, which answer it themselves: the run is closed as failed."""
+    raise Interrupted("SIGTERM: what was finished is committed. Run the same command again, and it goes on from there.")
 
 
 def _settings(database: str | None) -> Settings:

@@ -9,7 +9,7 @@ from sqlalchemy import Engine
 
 from tasks.cache import reconciling
 from tasks.cache import staging as rows
-from tasks.cache.database import writing
+from tasks.cache.database import repeated, writing
 from tasks.cache.models import register_model
 from tasks.cache.runs import Staging
 from tasks.models.bundle import Bundle
@@ -33,29 +33,41 @@ class DedupeOptions:
     limit: int | None
     shard_seconds: float
     max_shards: int
+    dry_run: bool = False
 
 
+@repeated
 def deduplicate(
     engine: Engine,
     staging: Staging,
     bundle: Bundle,
     decoder: str,
     options: DedupeOptions,
-    deleted_under: Callable[[str], bool] | None,
+    saw: Callable[[str], bool] | None,
+    retried: Callable[[str], bool] | None,
 ) -> Division:
     """Judge the staged rows and number the open ones into shards, in one transaction.
 
-    `deleted_under` is the pipeline's key filter where the listing saw everything under the prefix, so that images
-    which are gone can be marked; None where it did not.
+    `saw` tells of a key whether the listing would have shown it, so that images which are gone can be marked; None
+    where that cannot be told. `retried` tells whether a key belongs to the pipeline, where failures that are due are
+    to be tried again although they were not listed; None where they are not. A dry run marks and forgets nothing.
     """
     spec = {**bundle.identity(), "weights": bundle.spec.weights}
     with writing(engine) as connection:
         model_no = register_model(connection, bundle.model_id, bundle.spec.name, bundle.spec.version, spec)
         rows.attach_model(connection, staging, model_no)
-        rows.classify(connection, staging, rows.Rules(model_no, decoder, options.force, options.limit))
-        reconciling.forget_mended(connection, staging, model_no)
-        if deleted_under is not None:
-            reconciling.mark_deleted(connection, staging, deleted_under)
+        rules = rows.Rules(model_no, decoder, options.force, options.limit)
+        if not options.dry_run:
+            # Images before failures, as commits lock them.
+            reconciling.unmark_returned(connection, staging)
+            if saw is not None:
+                reconciling.mark_deleted(connection, staging, saw)
+                reconciling.forget_gone(connection, staging, saw)
+        if retried is not None:
+            reconciling.stage_due(connection, staging, rules, retried)
+        rows.classify(connection, staging, rules)
+        if not options.dry_run:
+            reconciling.forget_mended(connection, staging, model_no)
         rate = rows.measured_rate(connection, model_no)
         per_shard = DEFAULT_SHARD_IMAGES if rate is None else max(1, round(rate * options.shard_seconds))
         sizes = rows.assign_shards(connection, staging, per_shard, options.max_shards)

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from tasks.cache.database import connect, is_sqlite
 from tasks.cache.migrating import head_version, version
 from tasks.errors import AfterimageError, ConfigurationError
+from tasks.location import parse_location
 from tasks.models.resolving import resolve_model
 from tasks.models.runtimes import choose_device
 from tasks.settings import Pipeline, Settings, find_pipeline, load_pipelines
-from tasks.storage import open_store, parse_location
+from tasks.storage import open_store
 from tasks.storage.base import ImageObject
 
 

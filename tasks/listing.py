@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from tasks.location import Location
 from tasks.storage.base import ImageObject, ObjectStore
-from tasks.storage.location import Location
 from tasks.window import Window
 
 

@@ -38,6 +38,7 @@ class ShardDescriptor:
     shards: int
     count: int
     images: str
+    source: str
     model: str
     model_id: str
     model_no: int

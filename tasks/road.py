@@ -17,18 +17,20 @@ from sqlalchemy import Engine
 from tasks import reporting
 from tasks.cache.database import cache_name, connect
 from tasks.cache.migrating import prepare
-from tasks.cache.runs import RunStart, find_staging, forget_run, open_run
+from tasks.cache.runs import RunStart, find_staging, forget_run, listing_of, open_run
 from tasks.cache.staging import expected_work, stage_page
 from tasks.deduplication import DedupeOptions
 from tasks.deduplication import deduplicate as divide
 from tasks.engines.local import run_shards
-from tasks.errors import DatabaseUnavailable, ModelChanged, StagingLost
+from tasks.errors import ConfigurationError, DatabaseUnavailable, ModelChanged, StagingLost
 from tasks.listing import KeyFilter, list_pages
+from tasks.location import Location, parse_location
 from tasks.models.bundle import Bundle
 from tasks.models.resolving import resolve_model
 from tasks.plan import RunRequest, ShardDescriptor
 from tasks.settings import Settings
-from tasks.storage import open_store, parse_location
+from tasks.storage import open_store
+from tasks.window import EVERYTHING, SCHEDULED
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +65,10 @@ def list_images(request: RunRequest, settings: Settings, engine: Engine | None =
     engine = engine or open_cache(settings)
     location = parse_location(request.pipeline.images)
     prefix = location.prefix if location.template is None else location.template.stem
-    source = location.source(settings.s3_endpoint)
-    start = RunStart(request.key, request.run_type, request.name, source, prefix, request.window, request.force)
+    listing = _listing(request, settings)
+    start = RunStart(
+        request.key, request.run_type, request.name, listing["source"], prefix, request.window, request.force, listing
+    )
     store = open_store(location, settings)
     staging = open_run(engine, start)
     listed = ignored = 0
@@ -82,14 +86,12 @@ def deduplicate(request: RunRequest, settings: Settings, engine: Engine | None =
     staging = find_staging(engine, request.key)
     bundle = resolve_model(request.pipeline.model, settings)
     location = parse_location(request.pipeline.images)
-    saw_everything = request.window.is_open and not request.dry_run
-    keys = KeyFilter(request.pipeline.include, request.pipeline.exclude)
-    options = DedupeOptions(request.force, request.limit, request.pipeline.shard_seconds, request.pipeline.max_shards)
-
-    def is_wanted(key: str) -> bool:
-        return keys.wants(key) and (location.template is None or location.template.matches(key, request.window))
-
-    division = divide(engine, staging, bundle, _decoder(), options, is_wanted if saw_everything else None)
+    _check_listing(listing_of(engine, staging), _listing(request, settings))
+    options = DedupeOptions(
+        request.force, request.limit, request.pipeline.shard_seconds, request.pipeline.max_shards, request.dry_run
+    )
+    saw, retried = _saw(request, location), _retried(request, location)
+    division = divide(engine, staging, bundle, _decoder(), options, saw, retried)
     log.info("%s", reporting.format_summary(expectation(request, settings, engine)))
     if request.dry_run:
         return []
@@ -101,6 +103,7 @@ def deduplicate(request: RunRequest, settings: Settings, engine: Engine | None =
             shards=len(division.sizes),
             count=count,
             images=request.pipeline.images,
+            source=location.source(settings.s3_endpoint),
             model=request.pipeline.model,
             model_id=bundle.model_id,
             model_no=division.model_no,
@@ -117,8 +120,13 @@ def predict_shard(
     settings: Settings,
     engine: Engine | None = None,
     on_progress: Progress = lambda _images: None,
+    stop_after: timedelta | None = None,
 ) -> dict[str, int]:
-    """Predict what is open in one shard. Raises ModelChanged where the bundle is not the one that was frozen."""
+    """Predict what is open in one shard; {outcome: rows} of the whole shard, as its rows show them.
+
+    After `stop_after` it ends with a commit, and the rest is `open`. Raises ModelChanged where the bundle is not the
+    one that was frozen.
+    """
     from tasks.inference.shard import Shard
     from tasks.inference.shard import predict_shard as run_shard
     from tasks.models.runtimes import open_runtime
@@ -126,9 +134,11 @@ def predict_shard(
     engine = engine or open_cache(settings)
     check_cache(engine, descriptor.cache)
     bundle = _frozen_bundle(descriptor, settings)
-    store = open_store(parse_location(descriptor.images), settings)
+    location = parse_location(descriptor.images)
+    _check_source(location.source(settings.s3_endpoint), descriptor.source)
+    store = open_store(location, settings)
     runtime = open_runtime(bundle, settings)
-    outcomes = run_shard(Shard(engine, store, bundle, runtime, descriptor, settings), on_progress)
+    outcomes = run_shard(Shard(engine, store, bundle, runtime, descriptor, settings, stop_after), on_progress)
     log.info("%s: %s", descriptor.label, outcomes)
     return outcomes
 
@@ -198,6 +208,55 @@ def run(
     except BaseException:
         close_run(request, settings, engine)
         raise
+
+
+def _listing(request: RunRequest, settings: Settings) -> dict[str, Any]:
+    """All that decides which objects a run stages. Kept with the run, because pipelines.toml may change under it."""
+    table, window = request.pipeline, request.window
+    return {
+        "source": parse_location(table.images).source(settings.s3_endpoint),
+        "images": table.images,
+        "include": list(table.include),
+        "exclude": list(table.exclude),
+        "window": [moment and moment.isoformat() for moment in (window.start, window.end)],
+    }
+
+
+def _check_listing(then: dict[str, Any], now: dict[str, Any]) -> None:
+    """The rows of one bucket must not be judged or read as those of another. Raises StagingLost."""
+    changed = [f"{name} was {then.get(name)!r} and is {now[name]!r}" for name in now if then.get(name) != now[name]]
+    if changed:
+        raise StagingLost(f"Since list_images {'; '.join(changed)}. Clear list_images, so that the run starts anew.")
+
+
+def _check_source(found: str, expected: str) -> None:
+    if found != expected:
+        raise ConfigurationError(
+            f"This worker would read from {found}, and the images were listed in {expected}. Give all workers the same "
+            "AFTERIMAGE_S3_ENDPOINT or Connection afterimage_storage."
+        )
+
+
+def _saw(request: RunRequest, location: Location) -> Callable[[str], bool] | None:
+    """Whether the listing would have shown a key; None where a key does not tell, as within a window on LastModified."""
+    keys, template, window = (
+        KeyFilter(request.pipeline.include, request.pipeline.exclude),
+        location.template,
+        request.window,
+    )
+    if template is None:
+        return keys.wants if window.is_open else None
+    if not (window.is_open or template.tells_days):
+        return None
+    return lambda key: keys.wants(key) and template.matches(key, window)
+
+
+def _retried(request: RunRequest, location: Location) -> Callable[[str], bool] | None:
+    """Which failures a run tries again although it does not list them: those of any day, where days are listed daily."""
+    keys, template = KeyFilter(request.pipeline.include, request.pipeline.exclude), location.template
+    if template is None or request.run_type != SCHEDULED:
+        return None
+    return lambda key: keys.wants(key) and template.matches(key, EVERYTHING)
 
 
 def _frozen_bundle(descriptor: ShardDescriptor, settings: Settings) -> Bundle:

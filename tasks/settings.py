@@ -19,11 +19,14 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tasks.errors import ConfigurationError
+from tasks.location import parse_location
 
 PROJECT = Path(__file__).resolve().parent.parent
 
 # The file in torchvision:NAME?weights=FILE.
 _WEIGHTS = re.compile(r"([?&]weights=)(?!(?:random|default)(?:&|$))([^&]+)")
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 
 RASTER_SUFFIXES = ("*.jpg", "*.jpeg", "*.png", "*.webp", "*.gif", "*.bmp", "*.tif", "*.tiff")
 
@@ -99,6 +102,26 @@ class Pipeline(BaseModel):
     lookback_days: Annotated[int, Field(ge=0, le=3650)] = 3
     keep_runs_days: Annotated[float, Field(gt=0, le=36_500)] = 7.0
     max_failure_rate: Annotated[float, Field(ge=0, le=1)] = 0.05
+
+    @field_validator("images")
+    @classmethod
+    def _names_a_store(cls, value: str) -> str:
+        try:
+            parse_location(value)
+        except ConfigurationError as error:
+            raise ValueError(str(error).rstrip(".")) from None
+        return value
+
+    @field_validator("model")
+    @classmethod
+    def _names_a_model(cls, value: str) -> str:
+        scheme = _SCHEME.match(value)
+        if scheme is not None and scheme[1] not in ("torchvision", "s3", "file"):
+            raise ValueError(
+                f"{scheme[1]}: is no scheme of a model; expected torchvision:NAME, s3://BUCKET/PREFIX or a folder "
+                "(./ before a folder whose name holds a colon)"
+            )
+        return value
 
     @field_validator("schedule")
     @classmethod

@@ -135,6 +135,12 @@ class DateTemplate:
         return DateTemplate(prefix) if names else None
 
     @property
+    def tells_days(self) -> bool:
+        """Whether a key says which days it belongs to; a year and a day of an unknown month do not."""
+        names = set(_FIELD.findall(self.text))
+        return bool({"ds", "ds_nodash"} & names) or "day" not in names or "month" in names
+
+    @property
     def stem(self) -> str:
         """What stands before the first field: the longest prefix that all days share."""
         return self.text.split("{{", 1)[0]

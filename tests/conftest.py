@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -21,6 +22,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+SEED = int(os.environ.get("AFTERIMAGE_TEST_SEED", random.SystemRandom().randrange(10**6)))
 TEST_DATA = Path(os.environ.get("AFTERIMAGE_TEST_DATA", ROOT.parent / "shared" / "data"))
 
 # Before anything imports Airflow: its home must not be this user's, and its examples are not ours.
@@ -30,6 +32,11 @@ for _name in [
     name for name in os.environ if name.startswith("AFTERIMAGE_") and not name.startswith("AFTERIMAGE_TEST_")
 ]:
     del os.environ[_name]
+
+
+def pytest_report_header() -> str:
+    """What chance decides in this run, so that it can be repeated."""
+    return f"seed {SEED}: repeat with AFTERIMAGE_TEST_SEED={SEED}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

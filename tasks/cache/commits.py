@@ -1,7 +1,7 @@
 """One transaction of a shard: predictions, images, failures and outcomes together. The rows are the checkpoint.
 
-Rows are written in the order of their keys, table after table, so that two runs over the same images wait for each
-other and never deadlock.
+Rows are written in the order of their keys, images before failures, so that two runs over the same images wait for each
+other; should the database find a deadlock all the same, the transaction is repeated.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from datetime import timedelta
 
 from sqlalchemy import Connection, Engine, bindparam, delete, select, tuple_, update
 
-from tasks.cache.database import writing
+from tasks.cache.database import repeated, writing
 from tasks.cache.runs import Staging, check_generation, insert, now
 from tasks.cache.schema import failure, image, prediction, shard, work_item
 from tasks.storage.base import ImageObject
@@ -88,6 +88,7 @@ class Progress:
     device: str
 
 
+@repeated
 def commit(engine: Engine, scope: Scope, finished: Sequence[Finished], progress: Progress) -> dict[str, str]:
     """Write everything in one transaction; return {key: outcome} for the rows that this commit closed.
 
@@ -243,6 +244,8 @@ def _upsert_failure(connection: Connection, scope: Scope, source_no: int, found:
     ).scalar_one_or_none()
     attempts = (before or 0) + 1
     state = {
+        "size": found.size,
+        "last_modified": found.last_modified,
         "reason": failed.reason,
         "message": failed.message[:2000],
         "decoder": scope.decoder,

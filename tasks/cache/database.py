@@ -6,18 +6,27 @@ reads first and writes later would be refused at once, whatever the busy time-ou
 
 from __future__ import annotations
 
+import functools
+import logging
+import random
 import sqlite3
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 
 from tasks.cache.schema import SCHEMA
 from tasks.errors import ConfigurationError, DatabaseUnavailable
+
+log = logging.getLogger(__name__)
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 
 BUSY_TIMEOUT = timedelta(seconds=60)
 
@@ -63,6 +72,29 @@ def writing(engine: Engine) -> Iterator[Connection]:
     """One transaction: committed at the end of the block, rolled back where it raises."""
     with _named(engine), engine.execution_options(writes=True).begin() as connection:
         yield connection
+
+
+# SQLSTATE of a deadlock and of a serialization failure: the whole transaction was rolled back, and may be tried again.
+_REPEATABLE = ("40P01", "40001")
+_ATTEMPTS = 5
+
+
+def repeated(function: Callable[Given, Result]) -> Callable[Given, Result]:
+    """For a function that is one transaction: run it again where PostgreSQL chose it as the victim of a deadlock."""
+
+    @functools.wraps(function)
+    def call(*arguments: Given.args, **named: Given.kwargs) -> Result:
+        for attempt in range(1, _ATTEMPTS):
+            try:
+                return function(*arguments, **named)
+            except DBAPIError as error:
+                if getattr(error.orig, "sqlstate", None) not in _REPEATABLE:
+                    raise
+                log.info("%s is repeated after attempt %d: %s", function.__name__, attempt, error.orig)
+                time.sleep(random.uniform(0, 0.1 * attempt))  # noqa: S311  # so that two victims do not meet again
+        return function(*arguments, **named)
+
+    return call
 
 
 @contextmanager

@@ -11,29 +11,38 @@ from sqlalchemy import ColumnElement, Connection, Engine, Row, Table, delete, ex
 from tasks.cache.database import reading
 from tasks.cache.runs import Staging, check_generation, now
 from tasks.cache.schema import failure, image, run, work_item
-from tasks.cache.staging import PAGE_ROWS, of
+from tasks.cache.staging import PAGE_ROWS, Rules, due, of, stage
 from tasks.storage.base import ImageObject
 
 
-def mark_deleted(connection: Connection, staging: Staging, is_wanted: Callable[[str], bool]) -> None:
-    """After a listing of everything under the prefix: mark images that are gone, unmark those that are back.
-
-    Images that another run recorded after this listing began are left alone: this listing could not see them.
-    `is_wanted` is the pipeline's filter; what it would drop was not staged, and says nothing. Failures of objects that
-    are gone are dropped.
-    """
+def unmark_returned(connection: Connection, staging: Staging) -> None:
+    """Every run: what it has listed is there, whatever an earlier one could not see."""
     row = check_generation(connection, staging)
     staged = exists().where(*of(staging), work_item.c.key == image.c.key)
-    back = [*_under(image, row), image.c.deleted_at.is_not(None), staged]
-    for keys in _pages(connection, image, back):
+    for keys in _pages(connection, image, [*_under(image, row), image.c.deleted_at.is_not(None), staged]):
         _mark(connection, row.source_no, keys, None)
+
+
+def mark_deleted(connection: Connection, staging: Staging, saw: Callable[[str], bool]) -> None:
+    """Mark images that the listing would have shown and did not.
+
+    `saw` tells of a key whether it would have been staged: what the pipeline's filter or its window leaves out says
+    nothing. Images that another run recorded after this listing began are left alone, it could not see them.
+    """
+    row = check_generation(connection, staging)
+    unstaged = ~exists().where(*of(staging), work_item.c.key == image.c.key)
     living = [image.c.deleted_at.is_(None), image.c.recorded_at < row.started_at]
-    for keys in _pages(connection, image, [*_under(image, row), *living, ~staged]):
-        _mark(connection, row.source_no, [key for key in keys if is_wanted(key)], now())
+    for keys in _pages(connection, image, [*_under(image, row), *living, unstaged]):
+        _mark(connection, row.source_no, [key for key in keys if saw(key)], now())
+
+
+def forget_gone(connection: Connection, staging: Staging, saw: Callable[[str], bool]) -> None:
+    """Drop failures of objects that the listing would have shown and did not."""
+    row = check_generation(connection, staging)
     unstaged = ~exists().where(*of(staging), work_item.c.key == failure.c.key)
     older = failure.c.last_failed_at < row.started_at
     for keys in _pages(connection, failure, [*_under(failure, row), older, unstaged]):
-        gone = [key for key in keys if is_wanted(key)]
+        gone = [key for key in keys if saw(key)]
         connection.execute(delete(failure).where(failure.c.source_no == row.source_no, failure.c.key.in_(gone)))
 
 
@@ -69,6 +78,24 @@ def forget_mended(connection: Connection, staging: Staging, model_no: int) -> No
     connection.execute(
         delete(failure).where(failure.c.source_no == row.source_no, failure.c.model_no == model_no, cached)
     )
+
+
+def stage_due(connection: Connection, staging: Staging, rules: Rules, retried: Callable[[str], bool]) -> None:
+    """Stage quarantined images that are due and were not listed, and count them as listed.
+
+    A date template lists the days of its window only, and a failure may be due when its day is long past. `retried`
+    tells of a key whether it belongs to the pipeline.
+    """
+    row = check_generation(connection, staging)
+    mine = [*_under(failure, row), failure.c.model_no == rules.model_no, due(rules)]
+    unstaged = ~exists().where(*of(staging), work_item.c.key == failure.c.key)
+    columns = ("key", "etag", "size", "last_modified")
+    for keys in _pages(connection, failure, [*mine, unstaged]):
+        wanted = [failure.c[name] for name in columns]
+        query = select(*wanted).where(*mine, failure.c.key.in_([key for key in keys if retried(key)]))
+        newest = {found.key: found for found in connection.execute(query.order_by(failure.c.last_failed_at))}
+        items = [ImageObject(*(getattr(found, name) for name in columns)) for found in newest.values()]
+        stage(connection, staging, items, ignored=0)
 
 
 def read_candidates(engine: Engine, staging: Staging, number: int, avoid: Collection[str]) -> list[ImageObject]:

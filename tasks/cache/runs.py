@@ -7,6 +7,7 @@ whoever still works on the older one finds his commits refused.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -23,8 +24,8 @@ OUTCOMES = ("cached", "known_bad", "deferred", "reused", "predicted", "failed", 
 
 RUNNING, SUCCESS, FAILED = "running", "success", "failed"
 
-# Airflow ends a run after three days; one that is older than this and was never closed was killed.
-ABANDONED = timedelta(days=7)
+# Airflow ends a run after fourteen days; one that is older than this and was never closed was killed.
+ABANDONED = timedelta(days=15)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class Staging:
 
 @dataclass(frozen=True, slots=True)
 class RunStart:
-    """What is known when a run begins."""
+    """What is known when a run begins. `listing` is what decided which objects are staged, as JSON values."""
 
     key: RunKey
     run_type: str
@@ -54,6 +55,7 @@ class RunStart:
     prefix: str
     window: Window
     force: bool
+    listing: Mapping[str, Any]
 
 
 def now() -> datetime:
@@ -76,6 +78,7 @@ def open_run(engine: Engine, start: RunStart) -> Staging:
             "run_type": start.run_type,
             "source_no": source_number(connection, start.source),
             "prefix": start.prefix,
+            "listing": json.dumps(start.listing),
             "model_no": None,
             "state": RUNNING,
             "message": None,
@@ -115,6 +118,14 @@ def find_staging(engine: Engine, key: RunKey) -> Staging:
     if found is None:
         raise StagingLost(f"The run {key.dag_id} {key.run_id} has no staging in this database. Clear list_images.")
     return Staging(found.run_no, found.generation)
+
+
+def listing_of(engine: Engine, staging: Staging) -> dict[str, Any]:
+    """What decided which objects this run staged."""
+    with reading(engine) as connection:
+        found = connection.execute(select(run.c.listing).where(run.c.run_no == staging.run_no)).scalar_one()
+    listing: dict[str, Any] = json.loads(found)
+    return listing
 
 
 def check_generation(connection: Connection, staging: Staging, *, shared: bool = False) -> Row[Any]:
@@ -254,10 +265,20 @@ def forget_run(engine: Engine, staging: Staging) -> None:
 
 
 def prune_staging(engine: Engine, name: str | None, keep: timedelta) -> int:
-    """Drop the staging of a pipeline's runs that closed before `keep`, or were never closed; run rows stay."""
+    """Drop the staging of a pipeline's runs that closed before `keep`, or were never closed; run rows stay.
+
+    A run that was never closed ends as failed.
+    """
+    mine = run.c.pipeline.is_not_distinct_from(name)
     closed = run.c.finished_at < now() - keep
     abandoned = run.c.finished_at.is_(None) & (run.c.started_at < now() - max(keep, ABANDONED))
-    old = select(run.c.run_no).where(run.c.pipeline.is_not_distinct_from(name), closed | abandoned)
+    old = select(run.c.run_no).where(mine, closed | abandoned)
+    message = "It was never closed: its process was killed, and nobody cleared it. What it committed stays."
     with writing(engine) as connection:
+        given_up = connection.execute(select(run.c.run_no).where(mine, abandoned)).scalars().all()
         connection.execute(delete(shard).where(shard.c.run_no.in_(old)))
-        return connection.execute(delete(work_item).where(work_item.c.run_no.in_(old))).rowcount
+        dropped = connection.execute(delete(work_item).where(work_item.c.run_no.in_(old))).rowcount
+        connection.execute(
+            update(run).where(run.c.run_no.in_(given_up)).values(state=FAILED, message=message, finished_at=now())
+        )
+        return dropped

@@ -46,16 +46,20 @@ def stage_page(engine: Engine, staging: Staging, images: Sequence[ImageObject], 
     """Stage one page of the listing; `ignored` counts what the filters dropped from it. Raises StaleGeneration."""
     with writing(engine) as connection:
         check_generation(connection, staging)
-        rows = [
-            (staging.run_no, staging.generation, found.key, found.etag, found.size, found.last_modified)
-            for found in images
-        ]
-        if rows and is_sqlite(connection):
-            names = ("run_no", "generation", "key", "etag", "size", "last_modified")
-            connection.execute(work_item.insert(), [dict(zip(names, row, strict=True)) for row in rows])
-        elif rows:
-            _copy(connection, rows)
-        count_listed(connection, staging, len(rows), ignored)
+        stage(connection, staging, images, ignored)
+
+
+def stage(connection: Connection, staging: Staging, images: Sequence[ImageObject], ignored: int) -> None:
+    """Write staged rows and count them, in the caller's transaction."""
+    rows = [
+        (staging.run_no, staging.generation, found.key, found.etag, found.size, found.last_modified) for found in images
+    ]
+    if rows and is_sqlite(connection):
+        names = ("run_no", "generation", "key", "etag", "size", "last_modified")
+        connection.execute(work_item.insert(), [dict(zip(names, row, strict=True)) for row in rows])
+    elif rows:
+        _copy(connection, rows)
+    count_listed(connection, staging, len(rows), ignored)
 
 
 def _copy(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
@@ -112,8 +116,15 @@ def _is_known_bad(source_no: int, rules: Rules) -> ColumnElement[bool]:
         failure.c.key == work_item.c.key,
         failure.c.etag == work_item.c.etag,
         failure.c.model_no == rules.model_no,
-        failure.c.decoder == rules.decoder,
-        or_(failure.c.next_retry_at.is_(None), failure.c.next_retry_at > now()),
+        ~due(rules),
+    )
+
+
+def due(rules: Rules) -> ColumnElement[bool]:
+    """Whether a failure may be tried again: its time has come, or another decoder has a word to say."""
+    return or_(
+        failure.c.decoder != rules.decoder,
+        and_(failure.c.next_retry_at.is_not(None), failure.c.next_retry_at <= now()),
     )
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,10 @@ IDLE_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Shard:
-    """Everything that a shard works with."""
+    """Everything that a shard works with.
+
+    After `stop_after` an attempt that has committed something ends with a commit, and leaves the rest open.
+    """
 
     engine: Engine
     store: ObjectStore
@@ -56,6 +60,7 @@ class Shard:
     runtime: Runtime
     descriptor: ShardDescriptor
     settings: Settings
+    stop_after: timedelta | None = None
 
     @property
     def scope(self) -> commits.Scope:
@@ -95,6 +100,7 @@ class _Attempt:
         self.verdict = Verdict(self._storage_works)
         self.pending: list[Work] = []
         self.last_read: Work | None = None
+        self.has_committed = False
         self.closing = threading.Event()
         self.started = self.committed = time.monotonic()
         with reading(shard.engine) as connection:
@@ -115,6 +121,10 @@ class _Attempt:
                     self.last_read = work if work.was_read else self.last_read
                     self.pending += self.verdict.judge(work)
                 self._commit_if_due()
+                if self._is_over():
+                    self._commit()
+                    commits.record_time(self.shard.engine, self.shard.scope, self._progress())
+                    return
             self._commit()
             raise Interrupted("SIGTERM: the finished work is committed. Clear the task, and it goes on from there.")
         except GlobalFault:
@@ -129,6 +139,10 @@ class _Attempt:
         while self.pending:
             self._commit()
         commits.record_time(self.shard.engine, self.shard.scope, self._progress())
+
+    def _is_over(self) -> bool:
+        limit = self.shard.stop_after
+        return limit is not None and self.has_committed and time.monotonic() - self.started >= limit.total_seconds()
 
     def _commit_if_due(self) -> None:
         full = len(self.pending) >= self.shard.descriptor.commit_images
@@ -146,6 +160,7 @@ class _Attempt:
             closed = commits.commit(self.shard.engine, self.shard.scope, finished, self._progress())
         for work in done:
             self.pending += self.twins.release(work)
+        self.has_committed = self.has_committed or bool(closed)
         self.on_progress(len(closed))
 
     def _progress(self) -> commits.Progress:

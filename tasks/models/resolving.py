@@ -24,10 +24,11 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from tasks.errors import ModelError
+from tasks.location import parse_location
 from tasks.models.bundle import Bundle, ModelSpec, Preprocessing, read_bundle, write_bundle
 from tasks.models.fingerprint import file_digest
 from tasks.settings import Settings
-from tasks.storage import open_store, parse_location
+from tasks.storage import open_store
 
 _OPTIONS: dict[str, dict[str, bool]] = {
     # Networks whose shape with trained weights differs from their shape without.

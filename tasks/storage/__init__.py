@@ -1,18 +1,17 @@
 """Object storage behind one small protocol: list pages, read, sign.
 
 base.py      ImageObject, Blob and the ObjectStore protocol
-location.py  an images URI -> store, root, prefix
 local.py     a folder
 s3.py        S3 and its compatibles, through boto3
 """
 
 from __future__ import annotations
 
+from tasks.location import Location
 from tasks.settings import Settings
 from tasks.storage.base import Blob, ImageObject, ObjectStore
-from tasks.storage.location import Location, parse_location
 
-__all__ = ["Blob", "ImageObject", "Location", "ObjectStore", "open_store", "parse_location"]
+__all__ = ["Blob", "ImageObject", "ObjectStore", "open_store"]
 
 
 def open_store(location: Location, settings: Settings) -> ObjectStore:

@@ -29,7 +29,7 @@ class LocalStore:
         self.root = os.path.realpath(root)
 
     def pages(self, prefix: str) -> Iterator[list[ImageObject]]:
-        """List the files whose key starts with `prefix`. Folders are walked one at a time, each sorted by name."""
+        """List the files whose key starts with `prefix`. Folders are walked one at a time; their files come in no order."""
         if not os.path.isdir(self.root):
             raise ConfigurationError(f"The folder {self.root} does not exist. Create it, or correct `images`.")
         page: list[ImageObject] = []
@@ -84,9 +84,24 @@ class LocalStore:
         return path
 
     def _walk(self, folder: str, prefix: str) -> Iterator[ImageObject]:
+        """The files of a folder as the system gives them, then those of its folders: only names of folders are kept."""
+        folders: list[str] = []
+        for entry in self._entries(folder):
+            key = os.path.relpath(entry.path, self.root)
+            if entry.is_dir(follow_symlinks=False):
+                if _may_hold(f"{key}/", prefix):
+                    folders.append(entry.path)
+            elif key.startswith(prefix):
+                image = self._image(entry, key)
+                if image is not None:
+                    yield image
+        for inner in sorted(folders):
+            yield from self._walk(inner, prefix)
+
+    def _entries(self, folder: str) -> Iterator[os.DirEntry[str]]:
         try:
             with os.scandir(folder) as found:
-                entries = sorted(found, key=lambda entry: entry.name)
+                yield from found
         except (FileNotFoundError, NotADirectoryError):
             return
         except PermissionError as error:
@@ -95,15 +110,6 @@ class LocalStore:
             raise TransientStorageError(
                 f"The folder {folder} could not be listed: {error}. Check the disk, then run again."
             ) from error
-        for entry in entries:
-            key = os.path.relpath(entry.path, self.root)
-            if entry.is_dir(follow_symlinks=False):
-                if _may_hold(f"{key}/", prefix):
-                    yield from self._walk(entry.path, prefix)
-            elif key.startswith(prefix):
-                image = self._image(entry, key)
-                if image is not None:
-                    yield image
 
     def _image(self, entry: os.DirEntry[str], key: str) -> ImageObject | None:
         try:

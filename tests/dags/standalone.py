@@ -104,19 +104,22 @@ class Standalone:
         self._client.patch(f"/api/v2/dags/{dag_id}", json={"is_paused": False}).raise_for_status()
 
     def runs(self, dag_id: str, run_type: str | None = None) -> list[dict[str, Any]]:
-        """The runs of a DAG, of one type or of all."""
-        runs = self.get(f"/dags/{dag_id}/dagRuns?limit=100")["dag_runs"]
+        """The runs of a DAG, of one type or of all, the oldest first."""
+        runs = self.get(f"/dags/{dag_id}/dagRuns?limit=100&order_by=run_after")["dag_runs"]
         return [run for run in runs if run_type in (None, run["run_type"])]
 
     def finished(self, dag_id: str, run_type: str, count: int) -> list[dict[str, Any]]:
-        """Wait until `count` runs of a type have ended; all of them must have ended well."""
+        """Wait until the oldest `count` runs of a type have ended; all of them must have ended well.
+
+        A schedule may start one more meanwhile: the tests run at midnight, too.
+        """
 
         def all_ended() -> bool:
-            runs = self.runs(dag_id, run_type)
-            return len(runs) >= count and all(run["state"] in ("success", "failed") for run in runs)
+            runs = self.runs(dag_id, run_type)[:count]
+            return len(runs) == count and all(run["state"] in ("success", "failed") for run in runs)
 
         self.wait(all_ended, RUN_SECONDS, f"{count} {run_type} runs of {dag_id}")
-        runs = self.runs(dag_id, run_type)
+        runs = self.runs(dag_id, run_type)[:count]
         assert [run["state"] for run in runs] == ["success"] * count, self.tail()
         return runs
 

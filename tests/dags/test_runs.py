@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -84,6 +86,8 @@ def test_a_dry_run_is_green_skips_publishing_and_returns_its_counts(dags: dict[s
     run = dags["predict_plain"].test(logical_date=None, run_conf={"dry_run": True})
     assert str(run.state) == "success"
     assert states(run)["publish_run"] == "skipped"
+    counts = run.get_task_instance("publish_run").xcom_pull(task_ids="publish_run")
+    assert (counts["state"], counts["listed"], counts["open"]) == ("dry_run", 12, 12)
     with pytest.raises(IndexError):
         last_run()
 
@@ -127,6 +131,28 @@ def _set_retries(task: Any, retries: int) -> None:
         task.retries = retries
 
 
+def test_a_long_shard_gives_up_its_slot_and_spends_no_retry(
+    dags: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks import road
+
+    predict, calls = road.predict_shard, []
+
+    def impatient(shard: Any, *arguments: Any, stop_after: timedelta) -> dict[str, int]:
+        calls.append(stop_after)
+        return predict(replace(shard, commit_images=6), *arguments, stop_after=timedelta(0))
+
+    monkeypatch.setattr(road, "predict_shard", impatient)
+    dag = dags["predict_plain"]
+    for task in dag.task_dict.values():
+        _set_retries(task, 0)
+    run = dag.test(logical_date=None)
+    assert str(run.state) == "success"
+    assert len(calls) > 1
+    assert set(calls) == {timedelta(minutes=30)}
+    assert last_run()["predicted"] == 12
+
+
 def test_connections_win_over_the_environment(
     dags: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,3 +162,35 @@ def test_connections_win_over_the_environment(
     assert str(run.state) == "success"
     assert other.exists()
     assert not (tmp_path / "cache.db").exists()
+
+
+def test_the_connection_of_the_storage_wins_and_statements_end_with_their_task(
+    dags: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks import road
+
+    connection = {
+        "conn_type": "aws",
+        "login": "access",
+        "password": "secret",
+        "extra": {"endpoint_url": "http://store:1", "region_name": "eu-west-9"},
+    }
+    monkeypatch.setenv("AIRFLOW_CONN_AFTERIMAGE_STORAGE", json.dumps(connection))
+    monkeypatch.setenv("AFTERIMAGE_S3_REGION", "us-east-1")
+    open_cache, seen = road.open_cache, []
+
+    def watched(settings: Any, timeout: timedelta | None = None) -> Any:
+        seen.append((settings, timeout))
+        return open_cache(settings, timeout)
+
+    monkeypatch.setattr(road, "open_cache", watched)
+    dags["predict_plain"].test(logical_date=None)
+    for settings, _ in seen:
+        found = (
+            settings.s3_access_key,
+            settings.s3_secret_key.get_secret_value(),
+            settings.s3_endpoint,
+            settings.s3_region,
+        )
+        assert found == ("access", "secret", "http://store:1", "eu-west-9")
+    assert {timeout for _, timeout in seen if timeout} == {timedelta(hours=6), timedelta(hours=1)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +247,24 @@ def test_clearing_deduplicate_does_not_double_the_limit(make: MakeRunner) -> Non
         road.predict_shard(shard, one.settings)
     assert road.deduplicate(request, one.settings) == []
     assert outcomes(road.publish_run(request, one.settings)) == {"predicted": 4, "deferred": 56}
+
+
+def test_a_shard_that_gives_up_its_slot_goes_on_where_it_stopped(make: MakeRunner, images: Path) -> None:
+    write_pictures(images, 40)
+    request, (shard,) = make(commit_images=8).plan()
+    before, attempts = 0, 0
+    while True:
+        found = road.predict_shard(shard, make().settings, stop_after=timedelta(0))
+        attempts += 1
+        closed = sum(found.values()) - found.get("open", 0)
+        assert closed >= before + min(8, found.get("open", 0))
+        before = closed
+        if not found.get("open"):
+            break
+    assert attempts > 1
+    counts = road.publish_run(request, make().settings)
+    assert counts["predicted"] == counts["listed"] == closed
+    assert counts["forward_passes"] >= counts["predicted"]
 
 
 def test_a_shard_in_another_cache_is_tried_again_and_not_called_lost(make: MakeRunner, tmp_path: Path) -> None:

@@ -191,3 +191,22 @@ def test_every_command_has_help(cli: Cli) -> None:
     for command in ("predict", "status", "show", "failures", "migrate", "doctor"):
         assert command in listed
         assert "--json" in cli.run(command, "--help").stdout
+
+
+def test_sigterm_outside_the_shards_closes_the_run(cli: Cli) -> None:
+    """As `kill` or a shutdown meets it while it lists or deduplicates."""
+    program = (
+        "import os, signal, sys\nfrom tasks import cli, road\n"
+        "def deduplicate(*_):\n    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "road.deduplicate = deduplicate\n"
+        "sys.argv = ['afterimage', 'predict', 'photos']\ncli.main()\n"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(
+        command, cwd=cli.folder, env=cli.environment, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 2, done.stderr
+    assert "Run the same command again" in done.stderr
+    (run,) = cli.json("status")
+    assert (run["state"], run["open"]) == ("failed", 6)
+    assert cli.json("predict", "photos")["predicted"] == 6

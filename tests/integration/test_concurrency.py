@@ -5,20 +5,24 @@ from __future__ import annotations
 import threading
 import tracemalloc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from tasks import road
 from tasks.cache.commits import Finished, Progress, Scope, Scored, commit
-from tasks.cache.database import connect, writing
+from tasks.cache.database import connect, reading, repeated, writing
 from tasks.cache.models import register_model
 from tasks.cache.runs import RunKey, RunStart, Staging, open_run
 from tasks.cache.staging import assign_shards, stage_page
+from tasks.deduplication import deduplicate
 from tasks.listing import KeyFilter, list_pages
+from tasks.location import Location
 from tasks.storage.base import PAGE_OBJECTS, ImageObject
-from tasks.storage.location import Location
+from tasks.storage.local import LocalStore
 from tasks.window import EVERYTHING
 from tests.pictures import write_pictures, write_small_bundle
 from tests.runner import Runner
@@ -33,7 +37,7 @@ def image(number: int) -> ImageObject:
 
 def staged(url: str, run_id: str, count: int) -> tuple[Staging, int]:
     engine = connect(url)
-    staging = open_run(engine, RunStart(RunKey("test", run_id), "manual", None, "s3://b", "", EVERYTHING, False))
+    staging = open_run(engine, RunStart(RunKey("test", run_id), "manual", None, "s3://b", "", EVERYTHING, False, {}))
     stage_page(engine, staging, [image(number) for number in range(count)], 0)
     with writing(engine) as connection:
         model_no = register_model(connection, "m" * 64, "m", "1", {})
@@ -128,7 +132,7 @@ class Endless:
 def test_memory_while_listing_does_not_grow_with_the_bucket(database_url: str, pages: int) -> None:
     def peak(run_id: str, count: int) -> int:
         engine = connect(database_url)
-        start = RunStart(RunKey("test", run_id), "manual", None, "s3://b", "", EVERYTHING, False)
+        start = RunStart(RunKey("test", run_id), "manual", None, "s3://b", "", EVERYTHING, False, {})
         staging = open_run(engine, start)
         tracemalloc.start()
         location = Location("s3", "b", "")
@@ -143,8 +147,54 @@ def test_memory_while_listing_does_not_grow_with_the_bucket(database_url: str, p
     assert large < 1.5 * small, f"{small:,} bytes for 2 pages, {large:,} for {pages}"
 
 
+def test_memory_while_listing_does_not_grow_with_a_folder(tmp_path: Path) -> None:
+    def peak(count: int) -> int:
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        for number in range(count):
+            (folder / f"{number:06d}.png").touch()
+        tracemalloc.start()
+        assert sum(len(page) for page in LocalStore(str(folder)).pages("")) == count
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    small, large = peak(2 * PAGE_OBJECTS), peak(20 * PAGE_OBJECTS)
+    assert large < 1.5 * small, f"{small:,} bytes for 2 pages, {large:,} for 20"
+
+
 def test_rows_of_a_run_are_those_that_were_listed(database_url: str) -> None:
     staged(database_url, "listed", 2500)
     runner = Runner(Path("unused"), database_url, images="s3://b/", model="unused")
     assert runner.rows("SELECT listed FROM v_run") == [{"listed": 2500}]
     assert runner.rows("SELECT count(*) AS rows FROM work_item") == [{"rows": 2500}]
+
+
+def test_the_victim_of_a_deadlock_is_run_again(postgres_url: str) -> None:
+    """Two transactions take two rows in opposite order; at the first attempt both hold one of them."""
+    engine = connect(postgres_url)
+    with writing(engine) as connection:
+        connection.execute(text("CREATE TABLE counted (n integer PRIMARY KEY, times integer)"))
+        connection.execute(text("INSERT INTO counted VALUES (1, 0), (2, 0)"))
+    both_hold_one, attempts = threading.Barrier(2), []
+    add = text("UPDATE counted SET times = times + 1 WHERE n = :n")
+
+    @repeated
+    def count(order: tuple[int, int]) -> None:
+        first = order not in attempts
+        attempts.append(order)
+        with writing(engine) as connection:
+            connection.execute(add, {"n": order[0]})
+            if first:
+                both_hold_one.wait(30)
+            connection.execute(add, {"n": order[1]})
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(count, [(1, 2), (2, 1)]))
+    assert len(attempts) == 3
+    with reading(engine) as connection:
+        assert connection.execute(text("SELECT times FROM counted")).scalars().all() == [2, 2]
+
+
+def test_deduplicate_and_commit_repeat_themselves() -> None:
+    assert all(hasattr(function, "__wrapped__") for function in (commit, deduplicate))

@@ -14,7 +14,7 @@ from sqlalchemy.pool import NullPool
 from demo.metadata import metadata_server
 
 
-@pytest.mark.parametrize("folder", ["airflow/postgres", f"{'a-long-path-' * 8}/postgres"])
+@pytest.mark.parametrize("folder", ["airflow/postgres", f"{'a-long-path-' * 8}/postgres", "with a blank/postgres"])
 def test_the_metadata_server_lives_as_long_as_it_is_used_and_lets_no_other_user_in(folder: str) -> None:
     with tempfile.TemporaryDirectory() as home:
         with metadata_server(Path(home, folder)) as url:

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
-from tasks import road
+from tasks import deduplication, road
+from tasks.cache import commits
 from tasks.cache.database import connect, writing
 from tasks.errors import InvariantViolation, ModelChanged, StagingLost, StaleGeneration, TooManyFailures
+from tasks.inference import shard
 from tasks.plan import ShardDescriptor
 from tasks.storage.base import Blob
 from tasks.storage.local import LocalStore
@@ -181,6 +183,20 @@ def test_a_dry_run_leaves_nothing_behind(runner: MakeRunner) -> None:
         assert runner().rows(f"SELECT * FROM {table}") == [], table
 
 
+def test_a_dry_run_forgets_no_failure(runner: MakeRunner, images: Path) -> None:
+    good, path = picture(1), images / "00001.png"
+    state = path.stat()
+    runner().run()
+    path.write_bytes(good[:100])
+    assert outcomes(runner().run())["failed"] == 1
+    path.write_bytes(good)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert outcomes(runner().run(dry_run=True)) == {"cached": 12}
+    assert len(runner().rows("SELECT * FROM failure")) == 1
+    assert outcomes(runner().run()) == {"cached": 12}
+    assert runner().rows("SELECT * FROM failure") == []
+
+
 def test_a_window_is_half_open_on_last_modified(runner: MakeRunner, images: Path) -> None:
     midnight = datetime(2026, 3, 1, tzinfo=UTC)
     for number, key in enumerate(sorted(path.name for path in images.iterdir())):
@@ -273,6 +289,15 @@ def test_work_is_divided_into_shards_by_the_measured_rate(runner: MakeRunner) ->
     assert [shard.label for shard in shards][:1] == ["shard 1/3 · 4 images"]
 
 
+def test_without_a_measured_rate_shards_are_of_a_fixed_size(
+    runner: MakeRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert deduplication.DEFAULT_SHARD_IMAGES == 20_000
+    monkeypatch.setattr(deduplication, "DEFAULT_SHARD_IMAGES", 5)
+    _, shards = runner().plan()
+    assert [part.count for part in shards] == [4, 4, 4]
+
+
 def _table(engine: Any, name: str) -> str:
     return name if engine.dialect.name == "sqlite" else f"afterimage.{name}"
 
@@ -352,6 +377,37 @@ def test_old_staging_is_pruned_and_the_run_rows_stay(runner: MakeRunner) -> None
     runner(keep_runs_days=1e-9).run()
     assert runner().rows("SELECT count(*) AS runs FROM v_run") == [{"runs": 2}]
     assert runner().rows("SELECT count(*) AS items FROM work_item") == [{"items": 0}]
+
+
+def test_a_run_that_nobody_closed_ends_as_failed_and_its_staging_is_dropped(runner: MakeRunner) -> None:
+    one = runner()
+    one.plan()
+    engine = connect(one.settings.database_url)
+    with writing(engine) as connection:
+        connection.exec_driver_sql(f"UPDATE {_table(engine, 'run')} SET started_at = '2020-01-01 00:00:00'")
+    one.run()
+    old, new = one.rows("SELECT state, message, finished_at FROM v_run ORDER BY started_at")
+    assert (old["state"], new["state"]) == ("failed", "success")
+    assert "never closed" in old["message"]
+    assert old["finished_at"] is not None
+    assert one.rows("SELECT count(DISTINCT run_no) AS runs FROM work_item") == [{"runs": 1}]
+
+
+def test_a_commit_comes_after_some_seconds_however_few_images_are_ready(
+    runner: MakeRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit, sizes = commits.commit, list[int]()
+
+    def counted(engine: Any, scope: Any, finished: Any, progress: Any) -> dict[str, str]:
+        sizes.append(len(finished))
+        return commit(engine, scope, finished, progress)
+
+    monkeypatch.setattr(commits, "commit", counted)
+    runner().run(force=True)
+    assert sizes == [12]
+    monkeypatch.setattr(shard, "COMMIT_SECONDS", 0.0)
+    runner().run(force=True)
+    assert len(sizes) > 2
 
 
 def test_a_shard_whose_bundle_has_changed_fails(runner: MakeRunner, tmp_path: Path) -> None:

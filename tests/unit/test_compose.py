@@ -15,8 +15,8 @@ import pytest
 import yaml
 from cryptography.fernet import Fernet
 
+from tasks.location import parse_location
 from tasks.settings import PROJECT, Settings, load_pipelines
-from tasks.storage.location import parse_location
 
 Service = dict[str, Any]
 

@@ -75,7 +75,9 @@ def own_imports(path: Path) -> set[str]:
 # An arrow runs from a room to one on an earlier line; rooms on one line may use each other unless they are steps.
 ORDER = (
     {"errors"},
-    {"settings", "window"},
+    {"window"},
+    {"location"},
+    {"settings"},
     {"cache", "models", "storage"},
     {"plan"},
     {"listing", "deduplication", "inference", "reporting"},
@@ -85,7 +87,7 @@ ORDER = (
     {"cli"},
     {"__main__"},
 )
-STEPS = ORDER[4]
+STEPS = next(line for line in ORDER if "listing" in line)
 LEVEL = {name: number for number, line in enumerate(ORDER) for name in line}
 
 

@@ -10,9 +10,9 @@ from itertools import islice
 import pytest
 
 from tasks.listing import KeyFilter, list_pages
+from tasks.location import parse_location
 from tasks.settings import RASTER_SUFFIXES
 from tasks.storage.base import Blob, ImageObject
-from tasks.storage.location import parse_location
 from tasks.window import EVERYTHING, Window
 
 MARCH_1, MARCH_2 = datetime(2026, 3, 1, tzinfo=UTC), datetime(2026, 3, 2, tzinfo=UTC)

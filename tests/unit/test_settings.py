@@ -99,6 +99,31 @@ def test_a_wrong_value_is_told_with_what_is_allowed(file: Path, line: str, found
     assert allowed in message
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("images", "gs://bucket/raw/", "Use s3://BUCKET/PREFIX or a folder"),
+        ("images", "s3:///raw/", "Write s3://BUCKET/PREFIX"),
+        ("images", "s3://bucket/{{ dss }}/", "Use one of: ds, ds_nodash"),
+        ("images", "s3://bucket/{{ day }}/", "Add {{ year }}"),
+        ("model", "torchvsion:resnet18", "expected torchvision:NAME, s3://BUCKET/PREFIX or a folder"),
+        ("model", "gs://bucket/model/", "expected torchvision:NAME"),
+    ],
+)
+def test_a_store_or_a_model_that_does_not_exist_is_refused_where_it_is_written(
+    file: Path, key: str, value: str, allowed: str
+) -> None:
+    table = {"images": "s3://bucket/", "model": "m", key: value}
+    message = refusal(file, "[photos]\n" + "".join(f'{name} = "{said}"\n' for name, said in table.items()))
+
+    assert message.startswith(f"{file}: [photos] {key} = {value!r}: ")
+    assert allowed in message
+
+
+def test_a_folder_of_models_may_have_a_colon_in_its_name(file: Path) -> None:
+    assert pipeline(file, "", model="./a:b").model == str(file.parent / "a:b")
+
+
 def test_empty_images_are_refused(file: Path) -> None:
     assert "[photos] images = ''" in refusal(file, '[photos]\nimages = ""\nmodel = "m"\n')
 
