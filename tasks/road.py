@@ -91,7 +91,7 @@ def deduplicate(request: RunRequest, settings: Settings, engine: Engine | None =
         request.force, request.limit, request.pipeline.shard_seconds, request.pipeline.max_shards, request.dry_run
     )
     saw, retried = _saw(request, location), _retried(request, location)
-    division = divide(engine, staging, bundle, _decoder(), options, saw, retried)
+    division = divide(engine, staging, bundle, _decoder(bundle), options, saw, retried)
     log.info("%s", reporting.format_summary(expectation(request, settings, engine)))
     if request.dry_run:
         return []
@@ -269,7 +269,7 @@ def _frozen_bundle(descriptor: ShardDescriptor, settings: Settings) -> Bundle:
     return bundle
 
 
-def _decoder() -> str:
+def _decoder(bundle: Bundle) -> str:
     from tasks.inference.decoding import decoder_version
 
-    return decoder_version()
+    return decoder_version(bundle.spec.preprocessing.decode)

@@ -2,6 +2,10 @@
 
 reading.py    ImageObject -> bytes and digest
 decoding.py   bytes -> pixels, by a named policy
+jpeg.py       the faster road for JPEG
+geometry.py   where the crop lies
+resampling.py resize and crop in one go, compiled
+pixels.py     memory for decoded pictures, used again
 scoring.py    logits -> label, score, margin, entropy, top-k
 stages.py     stages side by side in threads, joined by bounded queues
 twins.py      the same bytes twice in flight

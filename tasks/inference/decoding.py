@@ -1,8 +1,12 @@
 """From bytes to pixels, by a policy that is part of model_id.
 
-`exact-1` is Pillow's decoder, EXIF orientation applied as browsers do, then torchvision's reference transforms:
-the shorter side resized to `resize` with Pillow's antialiased filter, and a centred crop. Its number rises when golden
-pixels change, not when a library's version does.
+`exact-1` gives the pixels of Pillow's decoder, with EXIF orientation applied as browsers do, and of torchvision's reference
+transforms: the shorter side resized to `resize` with Pillow's antialiased filter, and a centred crop. JPEG goes through
+libjpeg-turbo and loops of our own that give the same pixels in less time (jpeg.py); all other formats, and what
+libjpeg-turbo has any complaint about, go through Pillow itself.
+`fast-1` is exact-1 with JPEG pictures of at least twice the size decoded at a half, a quarter or an eighth of it.
+
+A policy's number rises when golden pixels change, not when a library's version does.
 """
 
 from __future__ import annotations
@@ -11,12 +15,15 @@ import codecs
 import io
 import re
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from tasks.errors import ImageError
+from tasks.inference.geometry import crop_of
+from tasks.inference.jpeg import JpegDecoder
 from tasks.models.bundle import Preprocessing
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -47,13 +54,27 @@ _OTHER_FORMATS = {
 }
 
 
-def decoder_version() -> str:
-    """Policy and decoder; a quarantined image is tried again when it changes."""
-    return f"exact-1 pillow-{version('pillow')}"
+def decoder_version(policy: str) -> str:
+    """Policy and decoders; a quarantined image is tried again when it changes."""
+    return f"{policy} pillow-{version('pillow')} {JpegDecoder.version()}"
+
+
+class Decoder:
+    """Bytes to pixels by the policy of a bundle; threads may share it."""
+
+    def __init__(self, spec: Preprocessing, compiled: Path) -> None:
+        """`compiled` is the folder of compiled code."""
+        self._spec = spec
+        self._jpeg = JpegDecoder(spec, compiled, shrink=spec.decode == "fast-1") if JpegDecoder.is_possible() else None
+
+    def decode(self, data: bytes, out: npt.NDArray[np.uint8]) -> None:
+        """Fill `out`, uint8 RGB [crop, crop, 3]. Raises ImageError as `decode` does."""
+        if self._jpeg is None or not self._jpeg.decode(data, MAX_PIXELS, out):
+            out[...] = decode(data, self._spec)
 
 
 def decode(data: bytes, spec: Preprocessing) -> npt.NDArray[np.uint8]:
-    """Bytes of an image to uint8 RGB [crop, crop, 3].
+    """Bytes of an image to uint8 RGB [crop, crop, 3], by exact-1 and Pillow alone.
 
     Raises ImageError with reason empty, not_an_image, unsupported_format, truncated or too_many_pixels.
     """
@@ -86,16 +107,15 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _crop(image: Image.Image, spec: Preprocessing) -> Image.Image:
     """torchvision's Resize(resize) and CenterCrop(crop) on a PIL image, without torch."""
-    width, height = image.size
-    short, long = min(width, height), max(width, height)
-    stretched = int(spec.resize * long / short)
-    size = (spec.resize, stretched) if width <= height else (stretched, spec.resize)
-    if size[0] * size[1] > MAX_PIXELS:  # A line of 1 x 60,000 pixels is small until its shorter side is resized.
-        raise ImageError("too_many_pixels", _too_many(f"{width} x {height} becomes {size[0]} x {size[1]}"))
-    if size != image.size:
-        image = image.resize(size, _FILTERS[spec.interpolation])
-    left, top = round((size[0] - spec.crop) / 2.0), round((size[1] - spec.crop) / 2.0)
-    return image.crop((left, top, left + spec.crop, top + spec.crop))
+    where = crop_of(*image.size, spec.resize, spec.crop)
+    if (
+        where.size[0] * where.size[1] > MAX_PIXELS
+    ):  # A line of 1 x 60,000 pixels is small until its shorter side is resized.
+        becomes = f"{where.width} x {where.height} becomes {where.size[0]} x {where.size[1]}"
+        raise ImageError("too_many_pixels", _too_many(becomes))
+    if where.size != image.size:
+        image = image.resize(where.size, _FILTERS[spec.interpolation])
+    return image.crop((where.left, where.top, where.left + spec.crop, where.top + spec.crop))
 
 
 def _unidentified(data: bytes) -> ImageError:

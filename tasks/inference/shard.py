@@ -28,7 +28,8 @@ from tasks.cache.models import predicted_digests
 from tasks.cache.reconciling import read_candidates
 from tasks.cache.staging import open_rows, shard_outcomes
 from tasks.errors import GlobalFault, ImageError, Interrupted, ModelError, StagingLost
-from tasks.inference.decoding import decode, decoder_version
+from tasks.inference.decoding import Decoder, decoder_version
+from tasks.inference.pixels import PixelSlots
 from tasks.inference.reading import Work, read_object
 from tasks.inference.scoring import score
 from tasks.inference.stages import Buffered, StageClock, parallel
@@ -66,7 +67,8 @@ class Shard:
     def scope(self) -> commits.Scope:
         """Where its commits belong."""
         plan = self.descriptor
-        return commits.Scope(plan.staging, plan.shard, plan.model_no, decoder_version(), plan.force)
+        decoder = decoder_version(self.bundle.spec.preprocessing.decode)
+        return commits.Scope(plan.staging, plan.shard, plan.model_no, decoder, plan.force)
 
 
 def predict_shard(shard: Shard, on_progress: Callable[[int], None]) -> dict[str, int]:
@@ -97,6 +99,8 @@ class _Attempt:
         self.stop = stop
         self.clock = StageClock()
         self.twins = Twins()
+        self.decoder = Decoder(shard.bundle.spec.preprocessing, shard.settings.compiled)
+        self.slots = PixelSlots(shard.bundle.spec.preprocessing.crop)
         self.verdict = Verdict(self._storage_works)
         self.pending: list[Work] = []
         self.last_read: Work | None = None
@@ -210,12 +214,15 @@ class _Attempt:
     def _decode(self, work: Work) -> Work:
         if work.finished is None:
             assert work.data is not None
+            slot = self.slots.take()
             try:
                 with self.clock.busy("decode"):
-                    work.pixels = decode(work.data, self.shard.bundle.spec.preprocessing)
-                work.data = None
+                    self.decoder.decode(work.data, slot)
             except ImageError as error:
+                self.slots.give(slot)
                 work.fail(error.reason, str(error), permanent=True)
+            else:
+                work.pixels, work.data = slot, None
         return work
 
     def _forward(self, pixels: Buffered[Work]) -> Iterator[Work]:
@@ -243,7 +250,7 @@ class _Attempt:
         if not batch:
             return batch
         with self.clock.busy("forward"):
-            logits = self.shard.runtime.forward(np.stack([work.pixels for work in batch if work.pixels is not None]))
+            logits = self.shard.runtime.forward(self.slots.gather([work.pixels for work in batch]))
         self.clock.count("forward_passes", len(batch))
         spec = self.shard.bundle.spec
         for work, scored in zip(batch, score(logits, self.shard.bundle.labels, spec.top_k), strict=True):

@@ -9,7 +9,7 @@
     top_k = 5
 
     [preprocessing]
-    decode = "exact-1"
+    decode = "exact"                        # or "fast"; tasks/inference/decoding.py says what they are
     resize = 256                            # pixels of the shorter side
     crop = 224                              # pixels, a centred square
     interpolation = "bilinear"              # or "bicubic"
@@ -30,7 +30,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from tasks.errors import ModelError
 from tasks.models.fingerprint import fingerprint
@@ -39,12 +39,17 @@ Channels = tuple[float, float, float]
 FileName = Annotated[str, Field(pattern=r"^[^/\\]+$")]
 
 
+def _newest(policy: object) -> object:
+    """`exact` and `fast` stand for the newest policy of that name."""
+    return {"exact": "exact-1", "fast": "fast-1"}.get(policy, policy) if isinstance(policy, str) else policy
+
+
 class Preprocessing(BaseModel):
     """From decoded pixels to the network's input: uint8 RGB [crop, crop, 3], then (x / 255 - mean) / std."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    decode: Literal["exact-1"] = "exact-1"
+    decode: Annotated[Literal["exact-1", "fast-1"], BeforeValidator(_newest)] = "exact-1"
     resize: Annotated[int, Field(ge=1, le=4096)]
     crop: Annotated[int, Field(ge=1, le=4096)]
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"

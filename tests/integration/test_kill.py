@@ -53,7 +53,7 @@ if stage == "read":
 if stage == "look_up":
     shard.predicted_digests = deadly(shard.predicted_digests)
 if stage == "decode":
-    shard.decode = deadly(shard.decode)
+    shard.Decoder.decode = deadly(shard.Decoder.decode)
 if stage == "forward":
     shard.score = deadly(shard.score)
 if stage == "in_commit":

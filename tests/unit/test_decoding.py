@@ -17,7 +17,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from tasks.errors import ImageError
 from tasks.inference import decoding
-from tasks.inference.decoding import FORMATS, MAX_PIXELS, decode, decoder_version
+from tasks.inference.decoding import FORMATS, MAX_PIXELS, decode
 from tasks.models.bundle import Preprocessing
 from tests.pictures import picture
 
@@ -377,10 +377,3 @@ def test_a_line_that_would_grow_beyond_all_memory_is_refused(size: tuple[int, in
 
 def test_a_long_strip_within_the_limit_is_decoded() -> None:
     assert same_as_reference(picture(1, (3, 1_200)), spec(64, 64))
-
-
-def test_the_decoders_version_names_policy_and_library() -> None:
-    policy, library = decoder_version().split()
-
-    assert policy == spec().decode == "exact-1"
-    assert library.startswith("pillow-")

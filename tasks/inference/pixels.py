@@ -1,0 +1,45 @@
+"""Memory for decoded pictures, used again and again: fresh memory costs a page fault for every 4 KiB of it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Pixels = npt.NDArray[np.uint8]
+
+
+class PixelSlots:
+    """Arrays for one picture each, uint8 RGB [crop, crop, 3]. How many there are is bounded by the queues they go through."""
+
+    def __init__(self, crop: int) -> None:
+        self._shape = (crop, crop, 3)
+        self._free: deque[Pixels] = deque()
+        self._batch = np.empty((0, *self._shape), np.uint8)
+
+    def take(self) -> Pixels:
+        """A slot; its content is left over from another picture. Any thread may call it."""
+        try:
+            return self._free.pop()
+        except IndexError:
+            return np.empty(self._shape, np.uint8)
+
+    def give(self, slot: Pixels) -> None:
+        """Let a slot be used again. Any thread may call it."""
+        self._free.append(slot)
+
+    def gather(self, slots: Sequence[Pixels | None]) -> Pixels:
+        """The pictures as one batch [n, crop, crop, 3], and give their slots back.
+
+        The batch is overwritten by the next call, so only one thread may call it.
+        """
+        if len(self._batch) < len(slots):
+            self._batch = np.empty((len(slots), *self._shape), np.uint8)
+        batch = self._batch[: len(slots)]
+        for index, slot in enumerate(slots):
+            assert slot is not None
+            batch[index] = slot
+            self.give(slot)
+        return batch
