@@ -21,7 +21,8 @@ import numpy as np
 from PIL import Image
 from torchvision.transforms import v2
 
-from tasks.inference.decoding import Decoder
+from tasks.inference.decoding import MAX_PIXELS
+from tasks.inference.jpeg import JpegDecoder
 from tasks.models.bundle import Preprocessing
 from tasks.models.resolving import resolve_model
 from tasks.models.runtimes import Pixels, open_runtime
@@ -60,10 +61,10 @@ def by_policy(policy: str, home: Path) -> Decode:
     spec = Preprocessing.model_validate(
         {"decode": policy, "resize": RESIZE, "crop": CROP, "interpolation": "bilinear", "mean": half, "std": half}
     )
-    decoder, out = Decoder(spec, home), np.empty((CROP, CROP, 3), np.uint8)
+    decoder, out = JpegDecoder(spec, home, shrink=policy == "fast"), np.empty((CROP, CROP, 3), np.uint8)
 
     def decode(data: bytes) -> Pixels:
-        decoder.decode(data, out)
+        assert decoder.decode(data, MAX_PIXELS, out)
         return out.copy()
 
     return decode

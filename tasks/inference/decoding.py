@@ -29,6 +29,9 @@ from tasks.models.bundle import Preprocessing
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs: a quarter of a gigabyte of RGB
 
+# Loading the loops costs a second and a half, and pays from some 2,500 pictures on (docs/performance.md).
+WORTH_LOADING = 3_000
+
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _TURNS = {
     # EXIF orientation -> what brings the picture upright
@@ -62,10 +65,13 @@ def decoder_version(policy: str) -> str:
 class Decoder:
     """Bytes to pixels by the policy of a bundle; threads may share it."""
 
-    def __init__(self, spec: Preprocessing, compiled: Path) -> None:
-        """`compiled` is the folder of compiled code."""
+    def __init__(self, spec: Preprocessing, compiled: Path, pictures: int) -> None:
+        """`compiled` is the folder of compiled code, `pictures` how many there are to decode."""
         self._spec = spec
-        self._jpeg = JpegDecoder(spec, compiled, shrink=spec.decode == "fast-1") if JpegDecoder.is_possible() else None
+        shrink = spec.decode == "fast-1"
+        self._jpeg = None
+        if JpegDecoder.is_possible() and (shrink or pictures >= WORTH_LOADING):
+            self._jpeg = JpegDecoder(spec, compiled, shrink=shrink, beside=not shrink)
 
     def decode(self, data: bytes, out: npt.NDArray[np.uint8]) -> None:
         """Fill `out`, uint8 RGB [crop, crop, 3]. Raises ImageError as `decode` does."""

@@ -43,8 +43,12 @@ _APP1, _START_OF_SCAN = 0xE1, 0xDA
 class JpegDecoder:
     """Decodes the JPEG files that need nothing special; threads may share it."""
 
-    def __init__(self, spec: Preprocessing, compiled: Path, *, shrink: bool) -> None:
-        """With `shrink` a picture of at least twice the size is decoded at a half, a quarter or an eighth of it."""
+    def __init__(self, spec: Preprocessing, compiled: Path, *, shrink: bool, beside: bool = False) -> None:
+        """With `shrink` a picture of at least twice the size is decoded at a half, a quarter or an eighth of it.
+
+        The loops are loaded with the first picture or, with `beside`, in a thread of their own: the pictures that come
+        meanwhile are left to the other decoder.
+        """
         import simplejpeg
 
         self._simplejpeg = simplejpeg
@@ -52,6 +56,9 @@ class JpegDecoder:
         self._shrink = shrink
         self._resampler = Resampler(spec.interpolation, compiled / "numba")
         self._local = threading.local()
+        self._is_ready = not beside
+        if beside:
+            threading.Thread(target=self._load, daemon=True).start()
 
     @staticmethod
     def is_possible() -> bool:
@@ -66,9 +73,9 @@ class JpegDecoder:
     def decode(self, data: bytes, max_pixels: int, out: npt.NDArray[np.uint8]) -> bool:
         """Fill `out`, uint8 RGB [crop, crop, 3]. False where this is for another decoder, which then has the last word.
 
-        That is: no JPEG, damaged or odd in any way, CMYK, too large, or tall.
+        That is: no JPEG, damaged or odd in any way, CMYK, too large, tall, or too early.
         """
-        if not data.startswith(MAGIC):
+        if not data.startswith(MAGIC) or not self._is_ready:
             return False
         try:
             height, width, colours, _ = self._simplejpeg.decode_jpeg_header(data)
@@ -87,6 +94,10 @@ class JpegDecoder:
             pixels = np.ascontiguousarray(turned).view(np.uint8).reshape(*turned.shape, 4)
         self._resampler.resample(pixels, where, shrunk, out)
         return True
+
+    def _load(self) -> None:
+        self._resampler.load()
+        self._is_ready = True
 
     def _read(self, data: bytes, width: int, height: int, shrunk: int) -> npt.NDArray[np.uint8]:
         """RGBX. The library takes the smallest size that it can that is not below the least: this one exactly."""

@@ -35,11 +35,15 @@ class Resampler:
     def __init__(self, interpolation: str, folder: Path) -> None:
         """`folder` keeps the compiled loops, so that only the first worker on a machine compiles them.
 
-        They are loaded with the first picture, which takes a second and more: a shard of other formats does without.
+        They are loaded by `load`, or with the first picture, which takes a second and a half.
         """
         self._support = SUPPORT[interpolation]
         self._folder = folder
         self._local = threading.local()
+
+    def load(self) -> None:
+        """Have the loops ready."""
+        _compiled(self._folder)
 
     def resample(self, pixels: Pixels, where: Geometry, shrunk: int, out: Pixels) -> None:
         """Fill `out`, uint8 RGB [crop, crop, 3], from RGBX pixels [height / shrunk, width / shrunk, 4]."""

@@ -86,20 +86,20 @@ def predict_shard(shard: Shard, on_progress: Callable[[int], None]) -> dict[str,
         )
     if before.get("open", 0) > 0:
         with _sigterm() as stop:
-            _Attempt(shard, on_progress, stop).run()
+            _Attempt(shard, before["open"], on_progress, stop).run()
     return shard_outcomes(shard.engine, plan.staging, plan.shard)
 
 
 class _Attempt:
     """One attempt at a shard: the chain of stages, and the commits at its end."""
 
-    def __init__(self, shard: Shard, on_progress: Callable[[int], None], stop: threading.Event) -> None:
+    def __init__(self, shard: Shard, images: int, on_progress: Callable[[int], None], stop: threading.Event) -> None:
         self.shard = shard
         self.on_progress = on_progress
         self.stop = stop
         self.clock = StageClock()
         self.twins = Twins()
-        self.decoder = Decoder(shard.bundle.spec.preprocessing, shard.settings.compiled)
+        self.decoder = Decoder(shard.bundle.spec.preprocessing, shard.settings.compiled, images)
         self.slots = PixelSlots(shard.bundle.spec.preprocessing.crop)
         self.verdict = Verdict(self._storage_works)
         self.pending: list[Work] = []

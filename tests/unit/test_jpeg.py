@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
@@ -20,9 +22,10 @@ from PIL import ExifTags, Image, ImageFile
 
 from tasks.errors import ImageError
 from tasks.inference import jpeg
-from tasks.inference.decoding import MAX_PIXELS, Decoder, decode, decoder_version
+from tasks.inference.decoding import MAX_PIXELS, WORTH_LOADING, Decoder, decode, decoder_version
 from tasks.inference.geometry import crop_of
 from tasks.inference.jpeg import JpegDecoder, orientation_of
+from tasks.inference.resampling import Resampler
 from tasks.models.bundle import Preprocessing
 from tests.conftest import outer_environment
 
@@ -71,9 +74,20 @@ def directly(data: bytes, wanted: Preprocessing, compiled: Path) -> Pixels:
 
 
 def by_policy(data: bytes, wanted: Preprocessing, compiled: Path) -> Pixels:
+    """As a large shard decodes it when the loops are loaded."""
     out = np.empty((wanted.crop, wanted.crop, 3), np.uint8)
-    Decoder(wanted, compiled).decode(data, out)
+    loaded(wanted, compiled).decode(data, out)
     return out
+
+
+def loaded(wanted: Preprocessing, compiled: Path) -> Decoder:
+    decoder = Decoder(wanted, compiled, WORTH_LOADING)
+    assert decoder._jpeg is not None
+    deadline = time.monotonic() + 60
+    while not decoder._jpeg._is_ready and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert decoder._jpeg._is_ready
+    return decoder
 
 
 def apart(left: Pixels, right: Pixels) -> int:
@@ -206,7 +220,7 @@ def test_fast_decodes_large_pictures_at_a_fraction_and_keeps_the_crop_in_place(
 
 def test_threads_share_a_decoder(compiled: Path) -> None:
     wanted = spec(64, 48)
-    decoder = Decoder(wanted, compiled)
+    decoder = loaded(wanted, compiled)
     files = [encoded(noise(90 + number, 200 - number, number)) for number in range(16)]
 
     def one(data: bytes) -> Pixels:
@@ -254,8 +268,10 @@ def test_without_its_packages_pillow_gives_the_same_pixels(compiled: Path, monke
     before = by_policy(data, wanted, compiled)
     monkeypatch.setattr(jpeg, "find_spec", lambda _name: None)
 
-    assert Decoder(wanted, compiled)._jpeg is None
-    assert np.array_equal(by_policy(data, wanted, compiled), before)
+    alone, out = Decoder(wanted, compiled, WORTH_LOADING), np.empty_like(before)
+    assert alone._jpeg is None
+    alone.decode(data, out)
+    assert np.array_equal(out, before)
     assert decoder_version("exact-1").endswith(" no-simplejpeg")
 
 
@@ -264,3 +280,30 @@ def test_the_geometry_of_odd_sizes_is_torchvisions() -> None:
     assert (crop_of(500, 375, 256, 224).size, crop_of(375, 500, 256, 224).size) == ((341, 256), (256, 341))
     assert (crop_of(500, 375, 256, 224).left, crop_of(500, 375, 256, 224).top) == (58, 16)
     assert crop_of(333, 251, 255, 224).top == round(31 / 2) == 16
+
+
+def test_a_small_shard_does_without_the_loops_and_a_large_one_is_not_held_up_by_them(
+    compiled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, wanted, out = encoded(noise(100, 80)), spec(64, 48), np.empty((48, 48, 3), np.uint8)
+    assert Decoder(wanted, compiled, WORTH_LOADING - 1)._jpeg is None
+    may_load = threading.Event()
+    monkeypatch.setattr(Resampler, "load", lambda _self: may_load.wait(60))
+    decoder = Decoder(wanted, compiled, WORTH_LOADING)
+    assert decoder._jpeg is not None
+
+    decoder.decode(data, out)
+    assert np.array_equal(out, decode(data, wanted))
+    assert not decoder._jpeg.decode(data, MAX_PIXELS, out)
+    may_load.set()
+    deadline = time.monotonic() + 60
+    while not decoder._jpeg.decode(data, MAX_PIXELS, out) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert np.array_equal(out, decode(data, wanted))
+
+
+def test_fast_pictures_never_wait_for_a_large_shard(compiled: Path) -> None:
+    """Their pixels are others than Pillow's, so one decoder must give all of them."""
+    decoder = Decoder(spec(policy="fast"), compiled, 1)
+    assert decoder._jpeg is not None
+    assert decoder._jpeg._is_ready
