@@ -72,8 +72,7 @@ def list_images(request: RunRequest, settings: Settings, engine: Engine | None =
     store = open_store(location, settings)
     staging = open_run(engine, start)
     listed = ignored = 0
-    keys = KeyFilter(request.pipeline.include, request.pipeline.exclude)
-    for page in list_pages(store, location, request.window, keys):
+    for page in list_pages(store, location, request.window, _key_filter(request)):
         stage_page(engine, staging, page.images, page.ignored)
         listed, ignored = listed + len(page.images), ignored + page.ignored
     log.info("Listed %d images under %s; ignored %d other objects", listed, request.pipeline.images, ignored)
@@ -86,7 +85,8 @@ def deduplicate(request: RunRequest, settings: Settings, engine: Engine | None =
     staging = find_staging(engine, request.key)
     bundle = resolve_model(request.pipeline.model, settings)
     location = parse_location(request.pipeline.images)
-    _check_listing(listing_of(engine, staging), _listing(request, settings))
+    listing = _listing(request, settings)
+    _check_listing(listing_of(engine, staging), listing)
     options = DedupeOptions(
         request.force, request.limit, request.pipeline.shard_seconds, request.pipeline.max_shards, request.dry_run
     )
@@ -103,7 +103,7 @@ def deduplicate(request: RunRequest, settings: Settings, engine: Engine | None =
             shards=len(division.sizes),
             count=count,
             images=request.pipeline.images,
-            source=location.source(settings.s3_endpoint),
+            source=listing["source"],
             model=request.pipeline.model,
             model_id=bundle.model_id,
             model_no=division.model_no,
@@ -237,13 +237,13 @@ def _check_source(found: str, expected: str) -> None:
         )
 
 
+def _key_filter(request: RunRequest) -> KeyFilter:
+    return KeyFilter(request.pipeline.include, request.pipeline.exclude)
+
+
 def _saw(request: RunRequest, location: Location) -> Callable[[str], bool] | None:
     """Whether the listing would have shown a key; None where a key does not tell, as within a window on LastModified."""
-    keys, template, window = (
-        KeyFilter(request.pipeline.include, request.pipeline.exclude),
-        location.template,
-        request.window,
-    )
+    keys, template, window = _key_filter(request), location.template, request.window
     if template is None:
         return keys.wants if window.is_open else None
     if not (window.is_open or template.tells_days):
@@ -253,7 +253,7 @@ def _saw(request: RunRequest, location: Location) -> Callable[[str], bool] | Non
 
 def _retried(request: RunRequest, location: Location) -> Callable[[str], bool] | None:
     """Which failures a run tries again although it does not list them: those of any day, where days are listed daily."""
-    keys, template = KeyFilter(request.pipeline.include, request.pipeline.exclude), location.template
+    keys, template = _key_filter(request), location.template
     if template is None or request.run_type != SCHEDULED:
         return None
     return lambda key: keys.wants(key) and template.matches(key, EVERYTHING)

@@ -275,10 +275,7 @@ def prune_staging(engine: Engine, name: str | None, keep: timedelta) -> int:
     old = select(run.c.run_no).where(mine, closed | abandoned)
     message = "It was never closed: its process was killed, and nobody cleared it. What it committed stays."
     with writing(engine) as connection:
-        given_up = connection.execute(select(run.c.run_no).where(mine, abandoned)).scalars().all()
         connection.execute(delete(shard).where(shard.c.run_no.in_(old)))
         dropped = connection.execute(delete(work_item).where(work_item.c.run_no.in_(old))).rowcount
-        connection.execute(
-            update(run).where(run.c.run_no.in_(given_up)).values(state=FAILED, message=message, finished_at=now())
-        )
+        connection.execute(update(run).where(mine, abandoned).values(state=FAILED, message=message, finished_at=now()))
         return dropped

@@ -19,17 +19,18 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from tasks.errors import ImageError
 from tasks.inference.geometry import crop_of
-from tasks.inference.jpeg import JpegDecoder
+from tasks.inference.jpeg import JpegDecoder, stated_orientation
 from tasks.models.bundle import Preprocessing
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs: a quarter of a gigabyte of RGB
 
-# Loading the loops costs a second and a half, and pays from some 2,500 pictures on (docs/performance.md).
+# Loading the loops takes a second and a half: over 2,000 pictures they did not pay, over 10,000 they did
+# (docs/performance.md).
 WORTH_LOADING = 3_000
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -104,19 +105,15 @@ def decode(data: bytes, spec: Preprocessing) -> npt.NDArray[np.uint8]:
 def _upright(image: Image.Image) -> Image.Image:
     """The pixels of ImageOps.exif_transpose; that one also writes the EXIF anew, and falls over odd tags in it."""
     image.load()
-    try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # Broken EXIF says nothing about the orientation; the pixels may still be whole.
-        return image
+    turn = _TURNS.get(stated_orientation(image))
     return image if turn is None else image.transpose(turn)
 
 
 def _crop(image: Image.Image, spec: Preprocessing) -> Image.Image:
     """torchvision's Resize(resize) and CenterCrop(crop) on a PIL image, without torch."""
     where = crop_of(*image.size, spec.resize, spec.crop)
-    if (
-        where.size[0] * where.size[1] > MAX_PIXELS
-    ):  # A line of 1 x 60,000 pixels is small until its shorter side is resized.
+    # A line of 1 x 60,000 pixels is small until its shorter side is resized.
+    if where.size[0] * where.size[1] > MAX_PIXELS:
         becomes = f"{where.width} x {where.height} becomes {where.size[0]} x {where.size[1]}"
         raise ImageError("too_many_pixels", _too_many(becomes))
     if where.size != image.size:

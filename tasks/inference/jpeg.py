@@ -132,10 +132,18 @@ def orientation_of(data: bytes) -> int:
         return 1
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-            found = image.getexif().get(ExifTags.Base.Orientation, 1)
+            return stated_orientation(image)
+    except Exception:  # A header that Pillow cannot read is for Pillow to refuse, when it is asked for the pixels.
+        return 1
+
+
+def stated_orientation(image: Image.Image) -> int:
+    """1 to 8, as EXIF or XMP of an open picture say; 1 where neither says anything that makes sense."""
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return found if found in _TURNS else 1
     except Exception:  # Broken EXIF says nothing about the orientation; the pixels may still be whole.
         return 1
-    return found if found in _TURNS else 1
 
 
 def _app1(data: bytes) -> Iterator[bytes]:
