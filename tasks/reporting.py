@@ -95,10 +95,19 @@ def format_summary(counts: Mapping[str, Any]) -> str:
         f"reads {counts['reads']:,} · forward passes {counts['forward_passes']:,} · "
         f"{counts['seconds']:.2f} s · {counts['images_per_second']:,.0f} images/s"
     )
-    if counts["stage_seconds"]:
-        stages = " · ".join(f"{stage} {seconds:.2f}" for stage, seconds in counts["stage_seconds"].items())
-        lines.append(f"seconds by stage, added up over threads: {stages}")
+    if counts["held_back_by"]:
+        lines += [f"held back: {counts['held_back_by']}", *_stage_lines(counts["stages"])]
     return "\n".join(lines)
+
+
+def _stage_lines(stages: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A line for each stage; percentiles are those of one call, which is a batch for the forward pass and a commit."""
+    return [
+        f"  {stage:8} {one['items']:>9,} images, {one['failures']:,} failed · busy {one['busy']:4.0%} · "
+        f"p50 {one['p50_ms']:,.1f} p90 {one['p90_ms']:,.1f} p99 {one['p99_ms']:,.1f} ms · "
+        f"waited {one['input_wait_seconds']:,.1f} s for work, {one['output_wait_seconds']:,.1f} s to hand it on"
+        for stage, one in stages.items()
+    ]
 
 
 def _expected(counts: Mapping[str, Any]) -> str:

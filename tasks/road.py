@@ -15,7 +15,9 @@ from typing import Any
 from sqlalchemy import Engine
 
 from tasks import reporting
+from tasks.cache.commits import Scope
 from tasks.cache.database import cache_name, connect
+from tasks.cache.ledger import ShardLedger
 from tasks.cache.migrating import prepare
 from tasks.cache.runs import RunStart, find_staging, forget_run, listing_of, open_run
 from tasks.cache.staging import expected_work, stage_page
@@ -138,7 +140,9 @@ def predict_shard(
     _check_source(location.source(settings.s3_endpoint), descriptor.source)
     store = open_store(location, settings)
     runtime = open_runtime(bundle, settings)
-    outcomes = run_shard(Shard(engine, store, bundle, runtime, descriptor, settings, stop_after), on_progress)
+    scope = Scope(descriptor.staging, descriptor.shard, descriptor.model_no, _decoder(bundle), descriptor.force)
+    ledger = ShardLedger(engine, scope)
+    outcomes = run_shard(Shard(ledger, store, bundle, runtime, descriptor, settings, stop_after), on_progress)
     log.info("%s: %s", descriptor.label, outcomes)
     return outcomes
 

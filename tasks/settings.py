@@ -45,9 +45,16 @@ class Settings(BaseSettings):
     pipelines: Path = Field(PROJECT / "pipelines.toml", description="The file with one table for each pipeline.")
     database: SecretStr | None = Field(None, description="URL of the cache; SQLite under `home` where it is not set.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the forward pass runs.")
-    batch_size: Annotated[int, Field(ge=1)] = Field(32, description="Images in one forward pass.")
+    batch_size: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="The most images in one forward pass; what the runtime finds best where it is not set."
+    )
     readers: Annotated[int, Field(ge=1)] = Field(16, description="Objects read at the same time.")
-    decoders: Annotated[int, Field(ge=1)] = Field(2, description="Images decoded at the same time.")
+    decoders: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Images decoded at the same time; as many as cores where it is not set."
+    )
+    queue_mib: Annotated[int, Field(ge=1)] = Field(
+        256, description="MiB of files and pixels that wait between the stages of one worker."
+    )
     s3_endpoint: str | None = Field(None, description="An S3-compatible server; AWS where it is not set.")
     s3_region: str | None = Field(None, description="Region of the bucket.")
     s3_access_key: str | None = Field(None, description="Access key; boto3's own chain where it is not set.")

@@ -10,60 +10,24 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
-from sqlalchemy import Connection, Engine, bindparam, delete, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, Engine, bindparam, delete, select, tuple_, update
 
 from tasks.cache.database import repeated, writing
+from tasks.cache.outcome import Failed, Finished, Progress
 from tasks.cache.runs import Staging, check_generation, insert, now
-from tasks.cache.schema import failure, image, prediction, shard, work_item
+from tasks.cache.schema import failure, image, prediction, rate, shard, work_item
 from tasks.storage.base import ImageObject
 
 CHUNK = 500
 
+# A shard of fewer reads was mostly start-up, and tells nothing about the rate.
+MEASURED_READS = 100
+
 # A failure that may pass is tried again after 1, 2, 4, ... hours, at most a week.
 FIRST_RETRY = timedelta(hours=1)
 LONGEST_RETRY = timedelta(days=7)
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """A prediction: label indices with scores, best first, and how sure the model is.
-
-    `margin` is the best score minus the second, `entropy` the Shannon entropy of all scores in nats.
-    """
-
-    label_index: int
-    label: str
-    score: float
-    margin: float
-    entropy: float
-    top_k: tuple[tuple[str, float], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """Why an image could not be predicted. A permanent reason is never tried again with this decoder."""
-
-    reason: str
-    message: str
-    permanent: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """What became of one listed object.
-
-    `image` is the object as it was read (it may have been overwritten since the listing), or as it was listed where
-    the read failed; None where it vanished.
-    With `scored` the outcome is predicted or reused, whichever the insert tells; with `failed` it is failed; with a
-    digest alone it is reused; with none of them it vanished.
-    """
-
-    key: str
-    image: ImageObject | None = None
-    digest: bytes | None = None
-    scored: Scored | None = None
-    failed: Failed | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,17 +39,6 @@ class Scope:
     model_no: int
     decoder: str
     force: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """What this attempt did since its last commit, and its seconds since it began."""
-
-    reads: int
-    forward_passes: int
-    seconds: float
-    stage_seconds: Mapping[str, float]
-    device: str
 
 
 @repeated
@@ -285,36 +238,45 @@ def _advance(connection: Connection, scope: Scope, progress: Progress) -> None:
     """Add to the shard's counts what this attempt did, in the transaction that makes it last."""
     connection.execute(
         update(shard)
-        .where(
-            shard.c.run_no == scope.staging.run_no,
-            shard.c.generation == scope.staging.generation,
-            shard.c.shard == scope.shard,
-        )
+        .where(*_of(scope))
         .values(
             device=progress.device,
             reads=shard.c.reads + progress.reads,
             forward_passes=shard.c.forward_passes + progress.forward_passes,
             seconds=progress.seconds,
-            stage_seconds=json.dumps(dict(progress.stage_seconds)),
+            stages=json.dumps(dict(progress.stages)),
             updated_at=now(),
         )
     )
 
 
-def record_time(engine: Engine, scope: Scope, progress: Progress) -> None:
+def record_progress(engine: Engine, scope: Scope, progress: Progress) -> None:
     """At the end of an attempt: the seconds of its last commit are known only now."""
     with writing(engine) as connection:
         check_generation(connection, scope.staging, shared=True)
         _advance(connection, scope, progress)
+        _measure(connection, scope)
 
 
-def time_spent(connection: Connection, scope: Scope) -> tuple[float, dict[str, float]]:
-    """Seconds, and seconds by stage, that earlier attempts of this shard committed."""
-    row = connection.execute(
-        select(shard.c.seconds, shard.c.stage_seconds).where(
-            shard.c.run_no == scope.staging.run_no,
-            shard.c.generation == scope.staging.generation,
-            shard.c.shard == scope.shard,
-        )
-    ).one_or_none()
-    return (0.0, {}) if row is None else (row.seconds, json.loads(row.stage_seconds))
+def _measure(connection: Connection, scope: Scope) -> None:
+    """Keep the rate of this model on this device, where the shard had enough work to tell."""
+    done = connection.execute(select(shard).where(*_of(scope), shard.c.reads >= MEASURED_READS)).one_or_none()
+    if done is None or done.device is None or done.seconds <= 0:
+        return
+    measured = {"images_per_second": done.reads / done.seconds, "measured_at": now()}
+    connection.execute(
+        insert(connection, rate)
+        .values(model_no=scope.model_no, device=done.device, **measured)
+        .on_conflict_do_update(index_elements=["model_no", "device"], set_=measured)
+    )
+
+
+def spent(connection: Connection, scope: Scope) -> tuple[float, dict[str, Any]]:
+    """Seconds, and the stages' times, that earlier attempts of this shard committed."""
+    row = connection.execute(select(shard.c.seconds, shard.c.stages).where(*_of(scope))).one_or_none()
+    return (0.0, {}) if row is None else (row.seconds, json.loads(row.stages))
+
+
+def _of(scope: Scope) -> tuple[ColumnElement[bool], ...]:
+    staging = scope.staging
+    return shard.c.run_no == staging.run_no, shard.c.generation == staging.generation, shard.c.shard == scope.shard

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, text
 from tasks.cache.database import is_sqlite, reading
 from tasks.cache.schema import SCHEMA
 
-_JSON_COLUMNS = ("top_k", "stage_seconds")
+_JSON_COLUMNS = ("top_k", "stage_seconds", "stages")
 
 
 def predictions_of(engine: Engine, key: str) -> list[dict[str, Any]]:

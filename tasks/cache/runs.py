@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Engine, Row, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from tasks import stage_times
 from tasks.cache.database import is_sqlite, reading, writing
 from tasks.cache.schema import model, pipeline, run, shard, source, work_item
 from tasks.errors import StagingLost, StaleGeneration
@@ -90,6 +91,8 @@ def open_run(engine: Engine, start: RunStart) -> Staging:
             **dict.fromkeys(("listed", "ignored", "open", "reads", "forward_passes", *OUTCOMES), 0),
             "seconds": 0.0,
             "stage_seconds": "{}",
+            "stages": "{}",
+            "held_back_by": None,
         }
         statement = insert(connection, run).values(**values, generation=1)
         statement = statement.on_conflict_do_update(
@@ -164,10 +167,7 @@ def tally(engine: Engine, staging: Staging) -> dict[str, Any]:
         shards = connection.execute(
             select(shard).where(shard.c.run_no == staging.run_no, shard.c.generation == staging.generation)
         ).all()
-    stages: dict[str, float] = {}
-    for part in shards:
-        for stage, seconds in json.loads(part.stage_seconds).items():
-            stages[stage] = stages.get(stage, 0.0) + seconds
+    times = stage_times.total(json.loads(part.stages) for part in shards)
     if row.state == SUCCESS and sum(outcomes.values()) < row.listed:
         return _stored(row)
     finished = row.finished_at if row.state == SUCCESS else now()
@@ -182,7 +182,9 @@ def tally(engine: Engine, staging: Staging) -> dict[str, Any]:
         "reads": sum(part.reads for part in shards),
         "forward_passes": sum(part.forward_passes for part in shards),
         "seconds": (finished - row.started_at).total_seconds(),
-        "stage_seconds": {stage: round(seconds, 3) for stage, seconds in stages.items()},
+        "stage_seconds": {stage: round(times[stage].busy, 3) for stage in stage_times.STAGES if stage in times},
+        "stages": stage_times.summary(times),
+        "held_back_by": stage_times.held_back_by(times),
         "model_id": row.model_id,
     }
 
@@ -192,8 +194,8 @@ def _stored(row: Row[Any]) -> dict[str, Any]:
     names = ("dag_id", "run_id", "pipeline", "state", "listed", "ignored", *OUTCOMES, "open", "reads")
     values = row._mapping
     return {
-        **{name: values[name] for name in (*names, "forward_passes", "seconds", "model_id")},
-        "stage_seconds": json.loads(row.stage_seconds),
+        **{name: values[name] for name in (*names, "forward_passes", "seconds", "held_back_by", "model_id")},
+        **{name: json.loads(values[name]) for name in ("stage_seconds", "stages")},
     }
 
 
@@ -221,6 +223,8 @@ def close_run(engine: Engine, staging: Staging, counts: dict[str, Any], state: s
                 message=message,
                 seconds=counts["seconds"],
                 stage_seconds=json.dumps(counts["stage_seconds"]),
+                stages=json.dumps(counts["stages"]),
+                held_back_by=counts["held_back_by"],
                 finished_at=row.started_at + timedelta(seconds=counts["seconds"]),
             )
         )

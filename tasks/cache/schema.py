@@ -173,6 +173,8 @@ run = Table(
     _count("forward_passes"),
     Column("seconds", Double, nullable=False, server_default="0"),
     Column("stage_seconds", Text, nullable=False, server_default="{}"),
+    Column("stages", Text, nullable=False, server_default="{}"),
+    Column("held_back_by", Text),
     Column("started_at", Moment, nullable=False),
     Column("finished_at", Moment),
     UniqueConstraint("dag_id", "run_id"),
@@ -203,6 +205,15 @@ shard = Table(
     _count("reads"),
     _count("forward_passes"),
     Column("seconds", Double, nullable=False, server_default="0"),
-    Column("stage_seconds", Text, nullable=False, server_default="{}"),
+    Column("stages", Text, nullable=False, server_default="{}"),
     Column("updated_at", Moment),
+)
+
+rate = Table(
+    "rate",
+    metadata,
+    Column("model_no", Integer, ForeignKey(model.c.model_no), primary_key=True),
+    Column("device", Text, primary_key=True),
+    Column("images_per_second", Double, nullable=False),
+    Column("measured_at", Moment, nullable=False),
 )

@@ -23,13 +23,10 @@ from sqlalchemy import (
 
 from tasks.cache.database import is_sqlite, reading, writing
 from tasks.cache.runs import Staging, check_generation, count_listed, count_outcomes, insert, now
-from tasks.cache.schema import SCHEMA, failure, image, prediction, run, shard, work_item
+from tasks.cache.schema import SCHEMA, failure, image, prediction, rate, run, shard, work_item
 from tasks.storage.base import ImageObject
 
 PAGE_ROWS = 1_000
-
-# A shard of fewer reads was mostly start-up, and tells nothing about the rate.
-MEASURED_READS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,19 +177,18 @@ def attach_model(connection: Connection, staging: Staging, model_no: int) -> Non
 
 
 def measured_rate(connection: Connection, model_no: int) -> float | None:
-    """Images a second of one shard, from the newest run of this model with enough work to tell; None before any."""
-    newest = (
-        select(func.max(shard.c.run_no))
-        .join(run, run.c.run_no == shard.c.run_no)
-        .where(run.c.model_no == model_no, shard.c.reads >= MEASURED_READS, shard.c.seconds > 0)
-        .scalar_subquery()
-    )
-    passes, seconds = connection.execute(
-        select(func.sum(shard.c.reads), func.sum(shard.c.seconds)).where(
-            and_(shard.c.run_no == newest, shard.c.reads >= MEASURED_READS)
-        )
-    ).one()
-    return float(passes) / float(seconds) if seconds else None
+    """Images a second that one worker does of this model; None before any was measured.
+
+    The rate of the slowest of the devices that did the newest run, so that no shard takes much longer than it should
+    where they share a queue; of the device measured last where the run's shards are pruned.
+    """
+    newest = select(func.max(run.c.run_no)).where(run.c.model_no == model_no, run.c.forward_passes > 0)
+    rates = select(rate.c.images_per_second).where(rate.c.model_no == model_no)
+    devices = select(shard.c.device).where(shard.c.run_no == newest.scalar_subquery())
+    slowest = rates.where(rate.c.device.in_(devices)).order_by(rate.c.images_per_second).limit(1)
+    last = rates.order_by(rate.c.measured_at.desc()).limit(1)
+    found = connection.execute(slowest).scalar_one_or_none() or connection.execute(last).scalar_one_or_none()
+    return None if found is None else float(found)
 
 
 def expected_work(engine: Engine, staging: Staging) -> tuple[int, float | None]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import codecs
 import io
 import re
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -64,7 +65,9 @@ def decoder_version(policy: str) -> str:
 
 
 class Decoder:
-    """Bytes to pixels by the policy of a bundle; threads may share it."""
+    """Bytes to pixels by the policy of a bundle; threads may share it. `group` is how many images it wants at once."""
+
+    group = 1
 
     def __init__(self, spec: Preprocessing, compiled: Path, pictures: int) -> None:
         """`compiled` is the folder of compiled code, `pictures` how many there are to decode."""
@@ -73,6 +76,17 @@ class Decoder:
         self._jpeg = None
         if JpegDecoder.is_possible() and (shrink or pictures >= WORTH_LOADING):
             self._jpeg = JpegDecoder(spec, compiled, shrink=shrink, beside=not shrink)
+
+    def decode_group(self, data: Sequence[bytes], out: Sequence[npt.NDArray[np.uint8]]) -> list[ImageError | None]:
+        """Fill each of `out`; where that fails, its place in the list holds the reason."""
+        errors: list[ImageError | None] = []
+        for one, slot in zip(data, out, strict=True):
+            try:
+                self.decode(one, slot)
+                errors.append(None)
+            except ImageError as error:
+                errors.append(error)
+        return errors
 
     def decode(self, data: bytes, out: npt.NDArray[np.uint8]) -> None:
         """Fill `out`, uint8 RGB [crop, crop, 3]. Raises ImageError as `decode` does."""

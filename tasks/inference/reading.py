@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tasks.cache.commits import Failed, Finished, Scored
+from tasks.cache.outcome import Failed, Finished, Scored
 from tasks.errors import AccessDenied, ObjectChanged, ObjectVanished, TransientStorageError
 from tasks.storage.base import Blob, ImageObject, ObjectStore
 

@@ -17,34 +17,28 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from sqlalchemy import Engine
 
-from tasks.cache import commits
-from tasks.cache.database import reading
-from tasks.cache.models import predicted_digests
-from tasks.cache.reconciling import read_candidates
-from tasks.cache.staging import open_rows, shard_outcomes
-from tasks.errors import GlobalFault, ImageError, Interrupted, ModelError, StagingLost
-from tasks.inference.decoding import Decoder, decoder_version
-from tasks.inference.pixels import PixelSlots
+from tasks import stage_times
+from tasks.cache.outcome import Progress
+from tasks.errors import GlobalFault, Interrupted, ModelError, StagingLost
+from tasks.inference.chain import Chain, Parts
 from tasks.inference.reading import Work, read_object
-from tasks.inference.scoring import score
-from tasks.inference.stages import Buffered, StageClock, parallel
-from tasks.inference.twins import Twins
-from tasks.inference.verdict import NONFINITE_OUTPUT, Verdict
-from tasks.models.bundle import Bundle
-from tasks.models.runtimes import Runtime
-from tasks.plan import ShardDescriptor
-from tasks.settings import Settings
-from tasks.storage.base import ObjectStore
+from tasks.inference.verdict import Verdict
+
+if TYPE_CHECKING:
+    from tasks.cache.ledger import ShardLedger
+    from tasks.models.bundle import Bundle
+    from tasks.models.runtimes import Runtime
+    from tasks.plan import ShardDescriptor
+    from tasks.settings import Settings
+    from tasks.storage.base import ObjectStore
 
 log = logging.getLogger(__name__)
 
 COMMIT_SECONDS = 10.0
-LOOKUP_GROUP = 64
 IDLE_SECONDS = 0.5
 
 
@@ -55,20 +49,13 @@ class Shard:
     After `stop_after` an attempt that has committed something ends with a commit, and leaves the rest open.
     """
 
-    engine: Engine
+    ledger: ShardLedger
     store: ObjectStore
     bundle: Bundle
     runtime: Runtime
     descriptor: ShardDescriptor
     settings: Settings
     stop_after: timedelta | None = None
-
-    @property
-    def scope(self) -> commits.Scope:
-        """Where its commits belong."""
-        plan = self.descriptor
-        decoder = decoder_version(self.bundle.spec.preprocessing.decode)
-        return commits.Scope(plan.staging, plan.shard, plan.model_no, decoder, plan.force)
 
 
 def predict_shard(shard: Shard, on_progress: Callable[[int], None]) -> dict[str, int]:
@@ -78,7 +65,7 @@ def predict_shard(shard: Shard, on_progress: Callable[[int], None]) -> dict[str,
     StaleGeneration, or what the model or the database raise; what was committed before stays.
     """
     plan = shard.descriptor
-    before = shard_outcomes(shard.engine, plan.staging, plan.shard)
+    before = shard.ledger.outcomes()
     if sum(before.values()) < plan.count:
         raise StagingLost(
             f"{plan.label} was promised {plan.count} staged rows and finds {sum(before.values())}: they were removed "
@@ -87,7 +74,7 @@ def predict_shard(shard: Shard, on_progress: Callable[[int], None]) -> dict[str,
     if before.get("open", 0) > 0:
         with _sigterm() as stop:
             _Attempt(shard, before["open"], on_progress, stop).run()
-    return shard_outcomes(shard.engine, plan.staging, plan.shard)
+    return shard.ledger.outcomes()
 
 
 class _Attempt:
@@ -95,29 +82,26 @@ class _Attempt:
 
     def __init__(self, shard: Shard, images: int, on_progress: Callable[[int], None], stop: threading.Event) -> None:
         self.shard = shard
+        self.images = images
         self.on_progress = on_progress
         self.stop = stop
-        self.clock = StageClock()
-        self.twins = Twins()
-        self.decoder = Decoder(shard.bundle.spec.preprocessing, shard.settings.compiled, images)
-        self.slots = PixelSlots(shard.bundle.spec.preprocessing.crop)
         self.verdict = Verdict(self._storage_works)
         self.pending: list[Work] = []
         self.last_read: Work | None = None
         self.has_committed = False
-        self.closing = threading.Event()
         self.started = self.committed = time.monotonic()
-        with reading(shard.engine) as connection:
-            self.seconds_before, self.stages_before = commits.time_spent(connection, shard.scope)
+        self.seconds_before, self.times_before = shard.ledger.spent()
 
     def run(self) -> None:
         """Pull finished work out of the chain and commit it."""
         self._try_model()
-        chain = self._chain()
+        shard = self.shard
+        parts = Parts(shard.ledger, shard.store, shard.bundle, shard.runtime, shard.settings)
+        self.chain = Chain(parts, self.images)
         try:
             while not self.stop.is_set():
                 try:
-                    work = chain.get(timeout=IDLE_SECONDS)
+                    work = self.chain.end.get(timeout=IDLE_SECONDS)
                 except StopIteration:
                     self._finish()
                     return
@@ -127,7 +111,7 @@ class _Attempt:
                 self._commit_if_due()
                 if self._is_over():
                     self._commit()
-                    commits.record_time(self.shard.engine, self.shard.scope, self._progress())
+                    shard.ledger.record(self._progress())
                     return
             self._commit()
             raise Interrupted("SIGTERM: the finished work is committed. Clear the task, and it goes on from there.")
@@ -135,14 +119,14 @@ class _Attempt:
             self._commit()
             raise
         finally:
-            self.closing.set()
-            chain.close()
+            self.chain.close()
 
     def _finish(self) -> None:
         self.pending += self.verdict.close()
         while self.pending:
             self._commit()
-        commits.record_time(self.shard.engine, self.shard.scope, self._progress())
+        self.chain.meters.check(self.shard.descriptor.label, self.chain.rows)
+        self.shard.ledger.record(self._progress())
 
     def _is_over(self) -> bool:
         limit = self.shard.stop_after
@@ -160,106 +144,18 @@ class _Attempt:
         if not done:
             return
         finished = [work.finished for work in done if work.finished is not None]
-        with self.clock.busy("commit"):
-            closed = commits.commit(self.shard.engine, self.shard.scope, finished, self._progress())
+        with self.chain.meters["commit"].work(len(finished)):
+            closed = self.shard.ledger.commit(finished, self._progress())
         for work in done:
-            self.pending += self.twins.release(work)
+            self.pending += self.chain.twins.release(work)
         self.has_committed = self.has_committed or bool(closed)
         self.on_progress(len(closed))
 
-    def _progress(self) -> commits.Progress:
-        stages = dict(self.stages_before)
-        for stage, seconds in self.clock.seconds().items():
-            stages[stage] = round(stages.get(stage, 0.0) + seconds, 3)
+    def _progress(self) -> Progress:
+        times = stage_times.total([self.times_before, stage_times.to_json(self.chain.times())])
         seconds = self.seconds_before + time.monotonic() - self.started
-        counts = self.clock.take_counts()
-        return commits.Progress(
-            counts.get("reads", 0), counts.get("forward_passes", 0), seconds, stages, self.shard.runtime.device
-        )
-
-    def _chain(self) -> Buffered[Work]:
-        settings, plan = self.shard.settings, self.shard.descriptor
-        rows = open_rows(self.shard.engine, plan.staging, plan.shard)
-        stop, ahead = self.closing, 2 * settings.readers
-        reads = Buffered(parallel(self._read, rows, settings.readers, ahead, stop), ahead, stop)
-        looked_up = self._look_up(reads)
-        decoded = parallel(self._decode, looked_up, settings.decoders, 4 * settings.decoders, stop)
-        pixels = Buffered(decoded, 2 * settings.batch_size, stop)
-        return Buffered(self._forward(pixels), 4 * settings.batch_size, stop)
-
-    def _read(self, listed: Any) -> Work:
-        with self.clock.busy("read"):
-            return read_object(self.shard.store, listed)
-
-    def _look_up(self, reads: Buffered[Work]) -> Iterator[Work]:
-        """Pass on what needs a forward pass, and what is finished; keep twins back until their leader is through."""
-        for group in reads.groups(LOOKUP_GROUP):
-            self.clock.count("reads", sum(work.was_read for work in group))
-            leaders = [work for work in group if work.digest is not None and self.twins.lead(work)]
-            with self.clock.busy("look_up"):
-                known = self._known(leaders)
-            for work in leaders:
-                if work.digest in known:
-                    work.reuse()
-            # In the order of the group, so that failures and successes are judged as they came.
-            leading = {id(work) for work in leaders}
-            yield from (work for work in group if work.digest is None or id(work) in leading)
-
-    def _known(self, leaders: list[Work]) -> set[bytes]:
-        """With force only what this very run predicted counts, so that each digest is predicted once in the run."""
-        plan = self.shard.descriptor
-        digests = {work.digest for work in leaders if work.digest is not None}
-        return predicted_digests(self.shard.engine, plan.model_no, digests, plan.staging if plan.force else None)
-
-    def _decode(self, work: Work) -> Work:
-        if work.finished is None:
-            assert work.data is not None
-            slot = self.slots.take()
-            try:
-                with self.clock.busy("decode"):
-                    self.decoder.decode(work.data, slot)
-            except ImageError as error:
-                self.slots.give(slot)
-                work.fail(error.reason, str(error), permanent=True)
-            else:
-                work.pixels, work.data = slot, None
-        return work
-
-    def _forward(self, pixels: Buffered[Work]) -> Iterator[Work]:
-        """Gather batches; what needs no forward pass goes straight on."""
-        batch: list[Work] = []
-        try:
-            while True:
-                try:
-                    work = pixels.get(timeout=IDLE_SECONDS)
-                except StopIteration:
-                    break
-                if work is not None and work.finished is not None:
-                    yield work
-                    continue
-                if work is not None:
-                    batch.append(work)
-                if len(batch) == self.shard.settings.batch_size or (work is None and batch):
-                    yield from self._predict(batch)
-                    batch = []
-            yield from self._predict(batch)
-        finally:
-            pixels.close()
-
-    def _predict(self, batch: list[Work]) -> list[Work]:
-        if not batch:
-            return batch
-        with self.clock.busy("forward"):
-            logits = self.shard.runtime.forward(self.slots.gather([work.pixels for work in batch]))
-        self.clock.count("forward_passes", len(batch))
-        spec = self.shard.bundle.spec
-        for work, scored in zip(batch, score(logits, self.shard.bundle.labels, spec.top_k), strict=True):
-            if scored is None:
-                message = f"{spec.name} gives an output that is not finite for this image. Try another model."
-                work.fail(NONFINITE_OUTPUT, message, permanent=False)
-            else:
-                work.succeed(scored)
-        return batch
+        reads, passes = self.chain.take_counts()
+        return Progress(reads, passes, seconds, stage_times.to_json(times), self.shard.runtime.device)
 
     def _try_model(self) -> None:
         """One blank image, before any image can be blamed for a broken model."""
@@ -280,7 +176,7 @@ class _Attempt:
         They are tried at the same time, because each may take a store's whole time-out.
         """
         avoid = {work.listed.key for work in held}
-        others = read_candidates(self.shard.engine, self.shard.descriptor.staging, self.shard.descriptor.shard, avoid)
+        others = self.shard.ledger.candidates(avoid)
         last = [] if self.last_read is None else [self.last_read.listed]
         tried = [*last, *others]
         if not tried:

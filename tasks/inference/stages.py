@@ -1,7 +1,7 @@
-"""Stages side by side in threads, joined by bounded queues.
+"""Stages side by side in threads, joined by queues that are bounded in items and in bytes.
 
-    reads = Buffered(parallel(read, rows, workers=16), size=32)
-    pixels = Buffered(parallel(decode, look_up(reads), workers=2), size=64)
+    reads = Buffered(Parallel(read, rows, 16, Room(32, 64 * MIB, listed_size)), Room(32, 64 * MIB, size))
+    pixels = Buffered(Parallel(decode, look_up(reads), 2, Room(8, 64 * MIB, size)), Room(64, 64 * MIB, size))
     for group in pixels.groups(32): ...
 
 A stage is a generator; `Buffered` runs the generators before it in a thread of its own. An error in any stage comes
@@ -11,13 +11,15 @@ reading and the forward pass all release the interpreter's lock, and pixels neve
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
-from typing import Generic, TypeVar
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from tasks.inference.queues import Empty, Queue
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -25,68 +27,69 @@ R = TypeVar("R")
 _POLL_SECONDS = 0.1
 
 
-class StageClock:
-    """Seconds that each stage was busy, added up over its threads, and counts of what it did."""
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a queue may hold: so many items, and so many bytes by what `weigh` says of an item.
 
-    def __init__(self) -> None:
-        self._seconds: dict[str, float] = {}
-        self._counts: dict[str, int] = {}
-        self._lock = threading.Lock()
+    One item always finds room, however heavy it is.
+    """
 
-    @contextmanager
-    def busy(self, stage: str) -> Iterator[None]:
-        """Time a block of work of that stage."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            spent = time.perf_counter() - start
-            with self._lock:
-                self._seconds[stage] = self._seconds.get(stage, 0.0) + spent
-
-    def count(self, name: str, by: int) -> None:
-        """Add to a count."""
-        with self._lock:
-            self._counts[name] = self._counts.get(name, 0) + by
-
-    def take_counts(self) -> dict[str, int]:
-        """The counts since they were last taken."""
-        with self._lock:
-            taken, self._counts = self._counts, {}
-            return taken
-
-    def seconds(self) -> dict[str, float]:
-        """{stage: seconds} so far."""
-        with self._lock:
-            return dict(self._seconds)
+    items: int
+    bytes: int = 2**62
+    weigh: Callable[[Any], int] = lambda _item: 0
 
 
-def parallel(
-    function: Callable[[T], R], source: Iterator[T], workers: int, ahead: int, stop: threading.Event | None = None
-) -> Iterator[R]:
-    """Apply a function in `workers` threads, at most `ahead` items at a time; results keep the order of the source.
+class Parallel(Generic[T, R]):
+    """Applies a function in `workers` threads to as much as `ahead` has room for; results keep the order of the source.
 
     Once `stop` is set it ends without waiting for the calls that are under way: a read may hang for a minute.
     """
-    stop = stop or threading.Event()
-    pool = ThreadPoolExecutor(workers)
-    # A thread of its own draws from the source, so that what is done goes on while the source keeps us waiting. Besides
-    # what the queue holds, one call is in that thread's hand and one in ours.
-    calls = Buffered(_submitted(pool, function, source), max(1, ahead - 2), stop)
-    try:
-        for call in calls:
-            if not _is_done(call, stop):
-                return
-            yield call.result()
-    finally:
-        calls.close()
-        pool.shutdown(wait=not stop.is_set(), cancel_futures=True)
+
+    def __init__(
+        self,
+        function: Callable[[T], R],
+        source: Iterator[T],
+        workers: int,
+        ahead: Room,
+        stop: threading.Event | None = None,
+    ) -> None:
+        self._stop = stop or threading.Event()
+        self._pool = ThreadPoolExecutor(workers)
+        # A thread of its own draws from the source, so that what is done goes on while the source keeps us waiting.
+        # Besides what the queue holds, one call is in that thread's hand and one in ours.
+        room = Room(max(1, ahead.items - 2), ahead.bytes, lambda call: ahead.weigh(call[0]))
+        self._calls = Buffered(_submitted(self._pool, function, source), room, self._stop)
+
+    @property
+    def waits(self) -> tuple[float, float]:
+        """Seconds in which nothing was there to work on, and in which the source waited because nobody took results."""
+        return self._calls.waits
+
+    def __iter__(self) -> Iterator[R]:
+        return self
+
+    def __next__(self) -> R:
+        try:
+            _, call = next(self._calls)
+            if _is_done(call, self._stop):
+                return call.result()
+            raise StopIteration
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Start no more calls; wait for those that are under way, unless `stop` is set."""
+        self._calls.close()
+        self._pool.shutdown(wait=not self._stop.is_set(), cancel_futures=True)
 
 
-def _submitted(pool: ThreadPoolExecutor, function: Callable[[T], R], source: Iterator[T]) -> Iterator[Future[R]]:
+def _submitted(
+    pool: ThreadPoolExecutor, function: Callable[[T], R], source: Iterator[T]
+) -> Iterator[tuple[T, Future[R]]]:
     try:
         for item in source:
-            yield pool.submit(function, item)
+            yield item, pool.submit(function, item)
     finally:
         _close(source)
 
@@ -101,19 +104,25 @@ def _is_done(future: Future[R], stop: threading.Event) -> bool:
 
 
 class Buffered(Generic[T]):
-    """Runs a source in a thread and hands its items on through a queue of at most `size` items.
+    """Runs a source in a thread and hands its items on through a queue with so much room.
 
     A chain of them may share a `stop`: once it is set, each of them is at its end.
     """
 
-    def __init__(self, source: Iterator[T], size: int, stop: threading.Event | None = None) -> None:
+    def __init__(self, source: Iterator[T], room: Room, stop: threading.Event | None = None) -> None:
         self._source = source
+        self._room = room
         self._stop = stop or threading.Event()
-        self._queue: queue.Queue[T | _End] = queue.Queue(size)
+        self._queue: Queue[T | _End] = Queue(room.items, room.bytes)
         self._closed = threading.Event()
         self._ended: _End | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
+
+    @property
+    def waits(self) -> tuple[float, float]:
+        """Seconds for which this queue kept who takes waiting for an item, and who puts waiting for room."""
+        return self._queue.empty_seconds, self._queue.full_seconds
 
     def get(self, timeout: float | None = None) -> T | None:
         """The next item; None where none came in `timeout` seconds. Raises StopIteration at the end, or the error."""
@@ -121,8 +130,8 @@ class Buffered(Generic[T]):
         while self._ended is None and not self._stop.is_set():
             left = _POLL_SECONDS if deadline is None else min(_POLL_SECONDS, deadline - time.monotonic())
             try:
-                item = self._queue.get(timeout=max(left, 0.0))
-            except queue.Empty:
+                item = self._queue.get(left)
+            except Empty:
                 if deadline is not None and time.monotonic() >= deadline:
                     return None
                 continue
@@ -140,13 +149,17 @@ class Buffered(Generic[T]):
         return item
 
     def groups(self, size: int) -> Iterator[list[T]]:
-        """Whatever is ready, at most `size` items, at least one."""
+        """Whatever is ready, at most `size` items and about as many bytes as the queue may hold, at least one item."""
         try:
             for first in self:
-                group = [first]
+                group, weight = [first], self._room.weigh(first)
                 with suppress(StopIteration):
-                    while len(group) < size and (item := self.get(timeout=0.001)) is not None:
+                    while len(group) < size and weight < self._room.bytes:
+                        item = self.get(timeout=0.001)
+                        if item is None:
+                            break
                         group.append(item)
+                        weight += self._room.weigh(item)
                 yield group
         finally:
             self.close()
@@ -155,8 +168,7 @@ class Buffered(Generic[T]):
         """Stop the thread and everything before it; items that were on their way are dropped."""
         self._closed.set()
         while self._thread.is_alive():
-            with suppress(queue.Empty):
-                self._queue.get_nowait()
+            self._queue.clear()
             self._thread.join(timeout=0.01)
         self._ended = self._ended or _End(None)  # Whoever asks for more gets the end, and does not wait for ever.
 
@@ -164,7 +176,7 @@ class Buffered(Generic[T]):
         error: BaseException | None = None
         try:
             for item in self._source:
-                if not self._put(item):
+                if not self._put(item, self._room.weigh(item)):
                     break
         except BaseException as raised:  # It is raised again in the thread that takes the items.
             error = raised
@@ -172,12 +184,11 @@ class Buffered(Generic[T]):
             _close(self._source)
         except BaseException as raised:
             error = error or raised
-        self._put(_End(error))
+        self._put(_End(error), 0)
 
-    def _put(self, item: T | _End) -> bool:
+    def _put(self, item: T | _End, weight: int) -> bool:
         while not self._closed.is_set() and not self._stop.is_set():
-            with suppress(queue.Full):
-                self._queue.put(item, timeout=_POLL_SECONDS)
+            if self._queue.put(item, weight, _POLL_SECONDS):
                 return True
         return False
 

@@ -7,9 +7,13 @@ s3.py        S3 and its compatibles, through boto3
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tasks.location import Location
-from tasks.settings import Settings
 from tasks.storage.base import Blob, ImageObject, ObjectStore
+
+if TYPE_CHECKING:
+    from tasks.settings import Settings
 
 __all__ = ["Blob", "ImageObject", "ObjectStore", "open_store"]
 

@@ -13,9 +13,10 @@ import pytest
 from sqlalchemy import text
 
 from tasks import road
-from tasks.cache.commits import Finished, Progress, Scope, Scored, commit
+from tasks.cache.commits import Scope, commit
 from tasks.cache.database import connect, reading, repeated, writing
 from tasks.cache.models import register_model
+from tasks.cache.outcome import Finished, Progress, Scored
 from tasks.cache.runs import RunKey, RunStart, Staging, open_run
 from tasks.cache.staging import assign_shards, stage_page
 from tasks.deduplication import deduplicate

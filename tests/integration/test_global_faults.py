@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from tasks.cache import commits
 from tasks.errors import AccessDenied, DatabaseUnavailable, GlobalFault, ModelError, TransientStorageError
-from tasks.inference import reading, shard
+from tasks.inference import reading
 from tasks.models.runtimes import Logits, Pixels
 from tasks.models.runtimes.openvino_runtime import OpenVinoRuntime
 from tasks.storage.base import Blob
@@ -122,6 +123,7 @@ def test_an_image_whose_output_is_not_finite_is_quarantined_alone(
         return logits
 
     monkeypatch.setattr(OpenVinoRuntime, "forward", nan_for_the_last)
+    runner.settings = runner.settings.model_copy(update={"batch_size": 32})
     counts = runner.run()
     assert counts["failed"] == 2  # one in each batch of 32
     assert {row["reason"] for row in runner.rows("SELECT reason FROM v_failure")} == {"nonfinite_output"}
@@ -139,7 +141,7 @@ def test_a_database_that_goes_away_fails_the_run_and_blames_no_image(
     def gone(*_arguments: object) -> object:
         raise DatabaseUnavailable("gone")
 
-    monkeypatch.setattr(shard.commits, "commit", gone)
+    monkeypatch.setattr(commits, "commit", gone)
     with pytest.raises(DatabaseUnavailable):
         runner.run()
     monkeypatch.undo()

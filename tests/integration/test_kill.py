@@ -27,7 +27,8 @@ from itertools import count
 from pathlib import Path
 from tasks.cache import commits
 from tasks.cache.runs import RunKey
-from tasks.inference import shard
+from tasks.cache import ledger
+from tasks.inference import chain
 from tests.runner import Runner
 
 home, url, images, model, run_id, stage, fatal = sys.argv[1:]
@@ -49,13 +50,13 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 if stage == "read":
-    shard.read_object = deadly(shard.read_object)
+    chain.read_object = deadly(chain.read_object)
 if stage == "look_up":
-    shard.predicted_digests = deadly(shard.predicted_digests)
+    ledger.predicted_digests = deadly(ledger.predicted_digests)
 if stage == "decode":
-    shard.Decoder.decode = deadly(shard.Decoder.decode)
+    chain.Decoder.decode = deadly(chain.Decoder.decode)
 if stage == "forward":
-    shard.score = deadly(shard.score)
+    chain.score = deadly(chain.score)
 if stage == "in_commit":
     commits._close_rows = deadly(commits._close_rows, after=True)
 if stage == "after_commit":
@@ -177,14 +178,14 @@ def test_sigterm_commits_what_is_finished_and_raises(home: Path, tmp_path: Path,
     write_pictures(images, 300)
     model = write_small_bundle(tmp_path / "model")
     script = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom tasks.inference import shard\n"
+        "import os, signal, sys\nfrom pathlib import Path\nfrom tasks.inference import chain\n"
         "from tests.runner import Runner\n"
-        "score, calls = shard.score, []\n"
+        "score, calls = chain.score, []\n"
         "def slow(*arguments):\n"
         "    calls.append(1)\n"
         "    if len(calls) == 5: os.kill(os.getpid(), signal.SIGTERM)\n"
         "    return score(*arguments)\n"
-        "shard.score = slow\n"
+        "chain.score = slow\n"
         "home, url, images, model = sys.argv[1:]\n"
         "Runner(Path(home), url, {'batch_size': 4, 'readers': 2}, images=images, model=model).run()\n"
     )

@@ -269,7 +269,6 @@ def test_another_decoder_version_tries_the_quarantine_again(
     (images / "damaged.png").write_bytes(b"no image")
     runner().run()
     monkeypatch.setattr("tasks.inference.decoding.decoder_version", lambda _policy: "exact-1 pillow-99")
-    monkeypatch.setattr("tasks.inference.shard.decoder_version", lambda _policy: "exact-1 pillow-99")
     assert outcomes(runner().run()) == {"cached": 12, "failed": 1}
     assert outcomes(runner().run()) == {"cached": 12, "known_bad": 1}
     assert [row["attempts"] for row in runner().rows("SELECT attempts FROM v_failure")] == [2]
@@ -278,9 +277,7 @@ def test_another_decoder_version_tries_the_quarantine_again(
 def test_work_is_divided_into_shards_by_the_measured_rate(runner: MakeRunner) -> None:
     one = runner()
     one.run()
-    engine = connect(one.settings.database_url)
-    with writing(engine) as connection:
-        connection.exec_driver_sql(f"UPDATE {_table(engine, 'shard')} SET reads = 100, seconds = 50")
+    _measured(one, cpu=2.0)
     divided = runner(shard_seconds=2.0, max_shards=64)
     request = divided.request(force=True)
     road.list_images(request, divided.settings)
@@ -298,15 +295,43 @@ def test_without_a_measured_rate_shards_are_of_a_fixed_size(
     assert [part.count for part in shards] == [4, 4, 4]
 
 
+def _measured(runner: Runner, **rates: float) -> None:
+    """As if so many images a second had been measured on each device."""
+    engine = connect(runner.settings.database_url)
+    with writing(engine) as connection:
+        for device, value in rates.items():
+            connection.exec_driver_sql(
+                f"INSERT INTO {_table(engine, 'rate')} (model_no, device, images_per_second, measured_at) "
+                f"SELECT model_no, '{device}', {value}, max(started_at) FROM {_table(engine, 'run')} GROUP BY model_no"
+            )
+
+
+def test_a_run_measures_its_rate_for_model_and_device(runner: MakeRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner().run()
+    assert runner().rows("SELECT * FROM rate") == []  # too few images to tell
+    monkeypatch.setattr(commits, "MEASURED_READS", 10)
+    runner().run(force=True)
+    (row,) = runner().rows("SELECT device, images_per_second, m.model_id FROM rate JOIN model m USING (model_no)")
+    (newest,) = runner().rows("SELECT model_id FROM v_run ORDER BY started_at DESC LIMIT 1")
+    assert (row["device"], row["model_id"]) == ("cpu", newest["model_id"])
+    assert row["images_per_second"] > 0
+
+
+def test_shards_suit_the_slowest_device_of_the_newest_run(runner: MakeRunner) -> None:
+    runner().run()
+    _measured(runner(), tortoise=0.1, cpu=3.0)
+    request, shards = runner(shard_seconds=2.0).plan(force=True)
+    assert [shard.count for shard in shards] == [6, 6]  # nothing of that run was done by the tortoise
+    assert road.expectation(request, runner().settings)["expected_seconds"] == 4.0
+
+
 def _table(engine: Any, name: str) -> str:
     return name if engine.dialect.name == "sqlite" else f"afterimage.{name}"
 
 
 def test_max_shards_bounds_their_number(runner: MakeRunner) -> None:
     runner().run()
-    engine = connect(runner().settings.database_url)
-    with writing(engine) as connection:
-        connection.exec_driver_sql(f"UPDATE {_table(engine, 'shard')} SET reads = 100, seconds = 100")
+    _measured(runner(), cpu=1.0)
     divided = runner(shard_seconds=1.0, max_shards=5)
     request = divided.request(force=True)
     road.list_images(request, divided.settings)

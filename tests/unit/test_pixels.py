@@ -19,7 +19,7 @@ def test_a_batch_holds_its_pictures_in_order_and_lets_their_slots_go() -> None:
     slots = PixelSlots(4)
     pictures = [filled(slots, level) for level in (1, 2, 3)]
 
-    batch = slots.gather(pictures)
+    batch = slots.gather(pictures, np.empty((5, 4, 4, 3), np.uint8))
 
     assert batch.shape == (3, 4, 4, 3)
     assert batch[:, 0, 0, 0].tolist() == [1, 2, 3]
@@ -28,11 +28,12 @@ def test_a_batch_holds_its_pictures_in_order_and_lets_their_slots_go() -> None:
 
 def test_a_picture_decoded_meanwhile_does_not_change_the_batch() -> None:
     slots = PixelSlots(4)
-    batch = slots.gather([filled(slots, 1), filled(slots, 2)])
+    memory = np.empty((2, 4, 4, 3), np.uint8)
+    batch = slots.gather([filled(slots, 1), filled(slots, 2)], memory)
     filled(slots, 9)
 
     assert batch[:, 0, 0, 0].tolist() == [1, 2]
-    assert slots.gather([filled(slots, 5)])[:, 0, 0, 0].tolist() == [5]
+    assert slots.gather([filled(slots, 5)], memory)[:, 0, 0, 0].tolist() == [5]
 
 
 def test_a_slot_belongs_to_one_taker_at_a_time() -> None:

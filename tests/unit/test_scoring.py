@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from tasks.cache.commits import Scored
+from tasks.cache.outcome import Scored
 from tasks.inference.scoring import score, softmax
 
 LABELS = ("a", "b", "c", "d")

@@ -282,7 +282,7 @@ def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) ->
 
     found = load_settings()
 
-    assert (found.database, found.s3_endpoint, found.s3_access_key, found.batch_size) == (None, None, None, 32)
+    assert (found.database, found.s3_endpoint, found.s3_access_key, found.batch_size) == (None, None, None, None)
 
 
 @pytest.mark.parametrize(

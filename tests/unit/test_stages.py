@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tasks.inference.stages import Buffered, StageClock, parallel
+from tasks.inference.stages import Buffered, Parallel, Room
 
 
 @pytest.fixture(autouse=True)
@@ -59,13 +59,13 @@ def test_parallel_keeps_the_order_of_the_source() -> None:
         time.sleep(0.02 if number % 4 == 0 else 0)
         return -number
 
-    assert list(parallel(slower_at_first, iter(range(40)), workers=4, ahead=8)) == [-n for n in range(40)]
+    assert list(Parallel(slower_at_first, iter(range(40)), workers=4, ahead=Room(8))) == [-n for n in range(40)]
 
 
 def test_parallel_works_side_by_side() -> None:
     gate = threading.Barrier(4, timeout=5)
 
-    assert list(parallel(lambda _: gate.wait() >= 0, iter(range(4)), workers=4, ahead=4)) == [True] * 4
+    assert list(Parallel(lambda _: gate.wait() >= 0, iter(range(4)), workers=4, ahead=Room(4))) == [True] * 4
 
 
 def test_parallel_takes_no_more_from_its_source_than_it_may() -> None:
@@ -75,7 +75,7 @@ def test_parallel_takes_no_more_from_its_source_than_it_may() -> None:
         gate.wait(5)
         return number
 
-    results = Buffered(parallel(work, source, workers=2, ahead=5), size=1)
+    results = Buffered(Parallel(work, source, workers=2, ahead=Room(5)), Room(1))
     assert eventually(lambda: source.given == 5)
     assert stays(lambda: source.given == 5)
     gate.set()
@@ -90,7 +90,7 @@ def test_what_is_done_goes_on_while_the_source_keeps_us_waiting() -> None:
         yield from (1, 2, 3)
         gate.wait(5)
 
-    results = Buffered(parallel(lambda number: number, source(), workers=1, ahead=8), size=8)
+    results = Buffered(Parallel(lambda number: number, source(), workers=1, ahead=Room(8)), Room(8))
     assert [results.get(timeout=2.0) for _ in range(2)] == [1, 2]
     gate.set()
     results.close()
@@ -98,7 +98,9 @@ def test_what_is_done_goes_on_while_the_source_keeps_us_waiting() -> None:
 
 def test_once_it_is_told_to_stop_a_chain_ends_though_a_call_hangs() -> None:
     gate, stop = threading.Event(), threading.Event()
-    chain = Buffered(Buffered(parallel(lambda _: gate.wait(5), Source(), 2, 4, stop), 4, stop), 4, stop)
+    chain = Buffered(
+        Buffered(Parallel(lambda _: gate.wait(5), Source(), 2, Room(4), stop), Room(4), stop), Room(4), stop
+    )
     started = time.monotonic()
     stop.set()
     chain.close()
@@ -109,8 +111,8 @@ def test_once_it_is_told_to_stop_a_chain_ends_though_a_call_hangs() -> None:
 
 
 def test_parallel_hands_on_what_is_left_at_the_end() -> None:
-    assert list(parallel(str, iter(range(3)), workers=2, ahead=100)) == ["0", "1", "2"]
-    assert list(parallel(str, iter([]), workers=2, ahead=100)) == []
+    assert list(Parallel(str, iter(range(3)), workers=2, ahead=Room(100))) == ["0", "1", "2"]
+    assert list(Parallel(str, iter([]), workers=2, ahead=Room(100))) == []
 
 
 def test_an_error_in_parallel_work_comes_out_in_its_place_and_closes_the_source() -> None:
@@ -121,7 +123,7 @@ def test_an_error_in_parallel_work_comes_out_in_its_place_and_closes_the_source(
 
     source, results = Source(), []
     with pytest.raises(ValueError, match="three"):
-        results.extend(parallel(refuse, source, 2, 4))
+        results.extend(Parallel(refuse, source, 2, Room(4)))
 
     assert source.closed
     assert eventually(lambda: source.closed)
@@ -129,7 +131,7 @@ def test_an_error_in_parallel_work_comes_out_in_its_place_and_closes_the_source(
 
 
 def test_items_before_an_error_still_come_out() -> None:
-    results = parallel(lambda number: 1 // (2 - number), iter(range(5)), workers=2, ahead=4)
+    results = Parallel(lambda number: 1 // (2 - number), iter(range(5)), workers=2, ahead=Room(4))
 
     assert (next(results), next(results)) == (0, 1)
     with pytest.raises(ZeroDivisionError):
@@ -146,7 +148,7 @@ def test_closing_parallel_starts_nothing_new() -> None:
         time.sleep(0.05)
         return number
 
-    results = Buffered(parallel(work, source, workers=1, ahead=50), size=1)
+    results = Buffered(Parallel(work, source, workers=1, ahead=Room(50)), Room(1))
     assert eventually(lambda: source.given == 50)
     opener = threading.Timer(0.05, gate.set)
     opener.start()
@@ -157,12 +159,12 @@ def test_closing_parallel_starts_nothing_new() -> None:
 
 
 def test_a_buffer_hands_everything_on_in_order() -> None:
-    assert list(Buffered(iter(range(100)), size=3)) == list(range(100))
+    assert list(Buffered(iter(range(100)), Room(3))) == list(range(100))
 
 
 def test_a_buffer_holds_at_most_its_size_and_one_in_hand() -> None:
     source = Source()
-    buffer = Buffered(source, size=4)
+    buffer = Buffered(source, Room(4))
 
     assert eventually(lambda: source.given == 5)
     assert stays(lambda: source.given == 5)
@@ -174,14 +176,14 @@ def test_a_buffer_holds_at_most_its_size_and_one_in_hand() -> None:
 
 def test_a_buffer_runs_ahead_of_who_takes() -> None:
     source = Source(ends_after=3)
-    buffer = Buffered(source, size=10)
+    buffer = Buffered(source, Room(10))
 
     assert eventually(lambda: source.closed)
     assert list(buffer) == [0, 1, 2]
 
 
 def test_the_end_is_stop_iteration_again_and_again() -> None:
-    buffer = Buffered(iter([1]), size=2)
+    buffer = Buffered(iter([1]), Room(2))
 
     assert buffer.get() == 1
     for _ in range(3):
@@ -191,7 +193,7 @@ def test_the_end_is_stop_iteration_again_and_again() -> None:
 
 
 def test_an_error_comes_out_after_the_items_before_it_again_and_again() -> None:
-    buffer = Buffered(Source(ends_after=2, error=OSError("disk")), size=10)
+    buffer = Buffered(Source(ends_after=2, error=OSError("disk")), Room(10))
 
     assert (buffer.get(), buffer.get()) == (0, 1)
     for _ in range(2):
@@ -207,7 +209,7 @@ def test_an_error_while_the_source_is_closed_comes_out_too() -> None:
         finally:
             raise OSError("at the close")
 
-    buffer = Buffered(source(), size=10)
+    buffer = Buffered(source(), Room(10))
 
     with pytest.raises(OSError, match="at the close"):
         list(buffer)
@@ -220,7 +222,7 @@ def test_get_gives_none_where_nothing_came_in_time() -> None:
         gate.wait(5)
         yield 7
 
-    buffer = Buffered(source(), size=1)
+    buffer = Buffered(source(), Room(1))
 
     assert buffer.get(timeout=0.02) is None
     gate.set()
@@ -231,7 +233,7 @@ def test_get_gives_none_where_nothing_came_in_time() -> None:
 
 def test_closing_stops_a_source_that_never_ends() -> None:
     source = Source()
-    buffer = Buffered(source, size=2)
+    buffer = Buffered(source, Room(2))
     buffer.get()
 
     buffer.close()
@@ -242,14 +244,14 @@ def test_closing_stops_a_source_that_never_ends() -> None:
 
 
 def test_closing_twice_is_no_harm() -> None:
-    buffer = Buffered(Source(), size=2)
+    buffer = Buffered(Source(), Room(2))
 
     buffer.close()
     buffer.close()
 
 
 def test_after_the_close_there_is_an_end_and_no_waiting() -> None:
-    buffer = Buffered(Source(), size=2)
+    buffer = Buffered(Source(), Room(2))
     buffer.close()
 
     with pytest.raises(StopIteration):
@@ -262,7 +264,7 @@ def test_groups_hold_all_items_in_order_and_are_never_empty_or_too_large() -> No
             time.sleep(0.005 if number % 10 == 0 else 0)
             yield number
 
-    groups = list(Buffered(source(), size=20).groups(7))
+    groups = list(Buffered(source(), Room(20)).groups(7))
 
     assert [number for group in groups for number in group] == list(range(50))
     assert {len(group) for group in groups} <= set(range(1, 8))
@@ -276,8 +278,8 @@ def test_a_group_takes_what_is_ready_and_does_not_wait_for_more() -> None:
         gate.wait(10)
         yield 3
 
-    buffer = Buffered(source(), size=10)
-    assert eventually(lambda: buffer._queue.qsize() == 2)
+    buffer = Buffered(source(), Room(10))
+    assert eventually(lambda: len(buffer._queue) == 2)
     groups = buffer.groups(64)
 
     assert next(groups) == [1, 2]
@@ -287,7 +289,7 @@ def test_a_group_takes_what_is_ready_and_does_not_wait_for_more() -> None:
 
 def test_a_full_group_is_made_where_enough_is_ready() -> None:
     source = Source(ends_after=6)
-    buffer = Buffered(source, size=10)
+    buffer = Buffered(source, Room(10))
     assert eventually(lambda: source.closed)
 
     assert list(buffer.groups(3)) == [[0, 1, 2], [3, 4, 5]]
@@ -295,12 +297,12 @@ def test_a_full_group_is_made_where_enough_is_ready() -> None:
 
 def test_an_error_comes_out_of_groups() -> None:
     with pytest.raises(OSError, match="disk"):
-        list(Buffered(Source(ends_after=5, error=OSError("disk")), size=10).groups(2))
+        list(Buffered(Source(ends_after=5, error=OSError("disk")), Room(10)).groups(2))
 
 
 def test_leaving_groups_closes_the_source() -> None:
     source = Source()
-    groups = Buffered(source, size=2).groups(2)
+    groups = Buffered(source, Room(2)).groups(2)
     next(groups)
 
     groups.close()  # type: ignore[attr-defined]
@@ -315,8 +317,8 @@ def chain(source: Iterator[int], in_the_middle: Callable[[int], int]) -> Buffere
         for group in reads.groups(3):
             yield from (in_the_middle(number) for number in group)
 
-    reads = Buffered(parallel(lambda number: number, source, workers=4, ahead=8), size=4)
-    return Buffered(parallel(lambda number: number, look_up(reads), workers=2, ahead=4), size=4)
+    reads = Buffered(Parallel(lambda number: number, source, workers=4, ahead=Room(8)), Room(4))
+    return Buffered(Parallel(lambda number: number, look_up(reads), workers=2, ahead=Room(4)), Room(4))
 
 
 def test_a_chain_keeps_order() -> None:
@@ -367,32 +369,3 @@ def test_a_chain_holds_a_bounded_number_of_items() -> None:
     assert eventually(lambda: source.given > 100)
     assert stays(lambda: source.given <= 100 + (8 + 4 + 1) + 3 + (4 + 4 + 1))
     end.close()
-
-
-def test_the_clock_adds_up_over_threads() -> None:
-    clock, gate = StageClock(), threading.Barrier(3)
-
-    def work() -> None:
-        gate.wait()
-        with clock.busy("read"):
-            time.sleep(0.05)
-        clock.count("reads", 2)
-
-    threads = [threading.Thread(target=work) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-    assert 0.15 <= clock.seconds()["read"] < 1.0
-    assert clock.take_counts() == {"reads": 6}
-    assert clock.take_counts() == {}
-
-
-def test_the_clock_counts_the_seconds_of_work_that_raises() -> None:
-    clock = StageClock()
-
-    with pytest.raises(ValueError, match="no"), clock.busy("decode"):
-        raise ValueError("no")
-
-    assert clock.seconds()["decode"] >= 0

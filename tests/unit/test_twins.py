@@ -6,7 +6,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
-from tasks.cache.commits import Failed, Scored
+from tasks.cache.outcome import Failed, Scored
 from tasks.inference.reading import Work
 from tasks.inference.twins import Twins
 from tasks.storage.base import ImageObject

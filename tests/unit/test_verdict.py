@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from tasks.cache.commits import Scored
+from tasks.cache.outcome import Scored
 from tasks.errors import GlobalFault
 from tasks.inference.reading import ACCESS_DENIED, STORAGE_ERROR, Work
 from tasks.inference.verdict import CONSECUTIVE_LIMIT, NONFINITE_OUTPUT, Verdict

@@ -21,9 +21,19 @@ Logits = npt.NDArray[np.float32]
 
 
 class Runtime(Protocol):
-    """A loaded model. `forward` is called from one thread at a time."""
+    """A loaded model.
+
+    `device` is what stands in the shard's row, `batch_size` the most images of one forward pass, and `streams` how many
+    threads may be in `forward` at the same time.
+    """
 
     device: str
+    batch_size: int
+    streams: int
+
+    def buffer(self) -> Pixels:
+        """Memory for one batch as the device wants it, uint8 [batch_size, crop, crop, 3]; make one for each stream."""
+        ...
 
     def forward(self, pixels: Pixels) -> Logits:
         """uint8 RGB [n, crop, crop, 3] to float32 logits [n, classes]."""
@@ -36,10 +46,10 @@ def open_runtime(bundle: Bundle, settings: Settings) -> Runtime:
     if device == "cpu" and bundle.spec.precision == "fp32":
         from tasks.models.runtimes.openvino_runtime import OpenVinoRuntime
 
-        return OpenVinoRuntime(bundle, settings.compiled)
+        return OpenVinoRuntime(bundle, settings.compiled, settings.batch_size)
     from tasks.models.runtimes.torch_runtime import TorchRuntime
 
-    return TorchRuntime(bundle, device)
+    return TorchRuntime(bundle, device, settings.batch_size)
 
 
 def choose_device(settings: Settings) -> str:

@@ -1,0 +1,56 @@
+"""The cache as one shard sees it: what is open, what is known, and where its work is committed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Engine
+
+from tasks.cache import commits, reconciling, staging
+from tasks.cache.database import reading
+from tasks.cache.models import predicted_digests
+from tasks.cache.outcome import Finished, Progress
+from tasks.storage.base import ImageObject
+
+
+@dataclass(frozen=True)
+class ShardLedger:
+    """The rows of one shard, over one engine; threads may share it."""
+
+    engine: Engine
+    scope: commits.Scope
+
+    def outcomes(self) -> dict[str, int]:
+        """{outcome: rows}, with `open` for rows that have none."""
+        return staging.shard_outcomes(self.engine, self.scope.staging, self.scope.shard)
+
+    def open_rows(self) -> Iterator[ImageObject]:
+        """The rows that have no outcome yet, in key order, a page at a time."""
+        return staging.open_rows(self.engine, self.scope.staging, self.scope.shard)
+
+    def candidates(self, avoid: Collection[str]) -> list[ImageObject]:
+        """Some objects of the shard to try the storage with."""
+        return reconciling.read_candidates(self.engine, self.scope.staging, self.scope.shard, avoid)
+
+    def predicted(self, digests: Collection[bytes]) -> set[bytes]:
+        """Those that have a prediction of the model.
+
+        With force only what this very run predicted counts, so that each digest is predicted once in the run.
+        """
+        scope = self.scope
+        return predicted_digests(self.engine, scope.model_no, set(digests), scope.staging if scope.force else None)
+
+    def commit(self, finished: Sequence[Finished], progress: Progress) -> dict[str, str]:
+        """{key: outcome} of the rows that this commit closed. Raises StaleGeneration."""
+        return commits.commit(self.engine, self.scope, finished, progress)
+
+    def record(self, progress: Progress) -> None:
+        """At the end of an attempt: the seconds of its last commit are known only now."""
+        commits.record_progress(self.engine, self.scope, progress)
+
+    def spent(self) -> tuple[float, dict[str, Any]]:
+        """Seconds, and the stages' times, that earlier attempts committed."""
+        with reading(self.engine) as connection:
+            return commits.spent(connection, self.scope)

@@ -1,0 +1,64 @@
+"""What became of one listed object, as plain values. This module imports no database."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tasks.storage.base import ImageObject
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A prediction: label indices with scores, best first, and how sure the model is.
+
+    `margin` is the best score minus the second, `entropy` the Shannon entropy of all scores in nats.
+    """
+
+    label_index: int
+    label: str
+    score: float
+    margin: float
+    entropy: float
+    top_k: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Why an image could not be predicted. A permanent reason is never tried again with this decoder."""
+
+    reason: str
+    message: str
+    permanent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What became of one listed object.
+
+    `image` is the object as it was read (it may have been overwritten since the listing), or as it was listed where
+    the read failed; None where it vanished.
+    With `scored` the outcome is predicted or reused, whichever the insert tells; with `failed` it is failed; with a
+    digest alone it is reused; with none of them it vanished.
+    """
+
+    key: str
+    image: ImageObject | None = None
+    digest: bytes | None = None
+    scored: Scored | None = None
+    failed: Failed | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What this attempt did since its last commit, and what all attempts at the shard spent so far.
+
+    `stages` is what tasks/stage_times.py adds up, as plain values.
+    """
+
+    reads: int
+    forward_passes: int
+    seconds: float
+    stages: Mapping[str, Any]
+    device: str
