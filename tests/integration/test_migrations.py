@@ -121,3 +121,18 @@ def test_a_database_that_does_not_answer_is_named_without_its_password() -> None
     with pytest.raises(DatabaseUnavailable, match=r"127\.0\.0\.1:1/nowhere") as error:
         migrating.prepare(engine)
     assert "canary-4711" not in str(error.value)
+
+
+def test_the_names_of_the_scripts_tell_their_versions_as_alembic_reads_them() -> None:
+    from alembic.script import ScriptDirectory
+
+    scripts = ScriptDirectory(str(Path(migrating.__file__).parent / "migrations"))
+    assert migrating._known_versions() == {script.revision for script in scripts.walk_revisions()}
+    assert migrating.head_version() == scripts.get_current_head()
+
+
+def test_a_shard_does_not_wait_for_alembic(tmp_path: Path) -> None:
+    code = "import sys; from tasks import road; from tasks.settings import load_settings\n"
+    open_it = f"road.open_cache(load_settings(database='sqlite:///{tmp_path}/cache.db'))\n"
+    subprocess.run([sys.executable, "-c", code + open_it], check=True)
+    subprocess.run([sys.executable, "-c", f"{code}{open_it}assert 'alembic' not in sys.modules"], check=True)
