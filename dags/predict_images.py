@@ -30,9 +30,11 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from afterimage_context import current_request, current_settings
+from afterimage_metrics import send
 from airflow.sdk import (
     DAG,
     Asset,
@@ -149,7 +151,8 @@ def build(pipeline: Pipeline, schedule: Any = None) -> DAG:
             descriptor, settings = ShardDescriptor.from_dict(shard), current_settings()
             get_current_context()["shard_label"] = descriptor.label  # type: ignore[typeddict-unknown-key]
             engine = road.open_cache(settings, _timeout())
-            outcomes = road.predict_shard(descriptor, settings, engine, stop_after=shard_timeout / 2)
+            observe = partial(send, pipeline.name)
+            outcomes = road.predict_shard(descriptor, settings, engine, stop_after=shard_timeout / 2, observe=observe)
             if outcomes.get("open"):
                 # Long shards give up their slot now and then: no time-out ends them, and no retry is spent.
                 raise AirflowRescheduleException(datetime.now(UTC) + HANDOVER)  # type: ignore[no-untyped-call]

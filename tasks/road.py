@@ -29,6 +29,7 @@ from tasks.listing import KeyFilter, list_pages
 from tasks.location import Location, parse_location
 from tasks.models.bundle import Bundle
 from tasks.models.resolving import resolve_model
+from tasks.observation import Observation
 from tasks.plan import RunRequest, ShardDescriptor
 from tasks.settings import Settings
 from tasks.storage import open_store
@@ -123,6 +124,7 @@ def predict_shard(
     engine: Engine | None = None,
     on_progress: Progress = lambda _images: None,
     stop_after: timedelta | None = None,
+    observe: Callable[[Observation], None] = lambda _observation: None,
 ) -> dict[str, int]:
     """Predict what is open in one shard; {outcome: rows} of the whole shard, as its rows show them.
 
@@ -142,7 +144,7 @@ def predict_shard(
     runtime = open_runtime(bundle, settings)
     scope = Scope(descriptor.staging, descriptor.shard, descriptor.model_no, _decoder(bundle), descriptor.force)
     ledger = ShardLedger(engine, scope)
-    outcomes = run_shard(Shard(ledger, store, bundle, runtime, descriptor, settings, stop_after), on_progress)
+    outcomes = run_shard(Shard(ledger, store, bundle, runtime, descriptor, settings, stop_after, observe), on_progress)
     log.info("%s: %s", descriptor.label, outcomes)
     return outcomes
 

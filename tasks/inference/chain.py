@@ -110,6 +110,16 @@ class Chain:
             {stage: one.waits[1] for stage, one in behind.items()},
         )
 
+    def queue_fill(self) -> dict[str, float]:
+        """How full the queue before each stage is, 0 to 1."""
+        return {
+            "read": self._read.fill,
+            "look_up": self._files.fill,
+            "decode": self._decode.fill,
+            "forward": self._decoded.fill,
+            "commit": self.end.fill,
+        }
+
     def take_counts(self) -> tuple[int, int]:
         """Objects read and images through a forward pass since the counts were last taken."""
         with self._lock:

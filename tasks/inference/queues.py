@@ -68,5 +68,10 @@ class Queue(Generic[T]):
         """What the items weigh together."""
         return self._bytes
 
+    @property
+    def fill(self) -> float:
+        """How full it is, 0 to 1 and above where one item is too heavy: by items or by bytes, whichever is fuller."""
+        return max(len(self._items) / self._room, self._bytes / self._bytes_room)
+
     def _fits(self, weight: int) -> bool:
         return not self._items or (len(self._items) < self._room and self._bytes + weight <= self._bytes_room)

@@ -12,6 +12,7 @@ import logging
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ from tasks.errors import GlobalFault, Interrupted, ModelError, StagingLost
 from tasks.inference.chain import Chain, Parts
 from tasks.inference.reading import Work, read_object
 from tasks.inference.verdict import Verdict
+from tasks.observation import Observation, since
+from tasks.stage_times import Times
 
 if TYPE_CHECKING:
     from tasks.cache.ledger import ShardLedger
@@ -46,7 +49,8 @@ IDLE_SECONDS = 0.5
 class Shard:
     """Everything that a shard works with.
 
-    After `stop_after` an attempt that has committed something ends with a commit, and leaves the rest open.
+    After `stop_after` an attempt that has committed something ends with a commit, and leaves the rest open. `observe` is
+    told of every commit.
     """
 
     ledger: ShardLedger
@@ -56,6 +60,7 @@ class Shard:
     descriptor: ShardDescriptor
     settings: Settings
     stop_after: timedelta | None = None
+    observe: Callable[[Observation], None] = lambda _observation: None
 
 
 def predict_shard(shard: Shard, on_progress: Callable[[int], None]) -> dict[str, int]:
@@ -89,6 +94,7 @@ class _Attempt:
         self.pending: list[Work] = []
         self.last_read: Work | None = None
         self.has_committed = False
+        self.observed: Times = {}
         self.started = self.committed = time.monotonic()
         self.seconds_before, self.times_before = shard.ledger.spent()
 
@@ -150,6 +156,13 @@ class _Attempt:
             self.pending += self.chain.twins.release(work)
         self.has_committed = self.has_committed or bool(closed)
         self.on_progress(len(closed))
+        self._observe(Counter(closed.values()))
+
+    def _observe(self, outcomes: Counter[str]) -> None:
+        before, self.observed = self.observed, self.chain.times()
+        seconds, use = since(before, self.observed)
+        device = self.shard.runtime.device
+        self.shard.observe(Observation(device, outcomes, seconds, use, self.chain.queue_fill()))
 
     def _progress(self) -> Progress:
         times = stage_times.total([self.times_before, stage_times.to_json(self.chain.times())])

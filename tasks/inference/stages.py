@@ -65,6 +65,11 @@ class Parallel(Generic[T, R]):
         """Seconds in which nothing was there to work on, and in which the source waited because nobody took results."""
         return self._calls.waits
 
+    @property
+    def fill(self) -> float:
+        """How much of what may be under way is under way, 0 to 1."""
+        return self._calls.fill
+
     def __iter__(self) -> Iterator[R]:
         return self
 
@@ -123,6 +128,11 @@ class Buffered(Generic[T]):
     def waits(self) -> tuple[float, float]:
         """Seconds for which this queue kept who takes waiting for an item, and who puts waiting for room."""
         return self._queue.empty_seconds, self._queue.full_seconds
+
+    @property
+    def fill(self) -> float:
+        """How full the queue is, 0 to 1."""
+        return min(1.0, self._queue.fill)
 
     def get(self, timeout: float | None = None) -> T | None:
         """The next item; None where none came in `timeout` seconds. Raises StopIteration at the end, or the error."""
