@@ -1,7 +1,9 @@
-"""S3 and its compatibles, through boto3.
+"""S3 and its compatibles, through boto3, and where it can through obstore.
 
 boto3 lists every legal key as it is: `a//b`, `../x`, leading and trailing slashes, newlines. Where an endpoint is
-set, checksums are computed only when the server asks for them: several compatibles refuse boto3's default.
+set, checksums are computed only when the server asks for them: several compatibles refuse boto3's default. boto3 lists,
+signs and finds the credentials; objects are read through obstore (gets.py) first, and through boto3 where that gives
+nothing, so that every error and every retry is boto3's.
 """
 
 from __future__ import annotations
@@ -21,8 +23,11 @@ from tasks.errors import (
 )
 from tasks.settings import Settings
 from tasks.storage.base import PAGE_OBJECTS, Blob, ImageObject
+from tasks.storage.gets import CONNECT_SECONDS, READ_SECONDS, Addresses, FastGets
 
 if TYPE_CHECKING:
+    from boto3.session import Session
+    from botocore.credentials import Credentials
     from botocore.exceptions import ClientError
     from mypy_boto3_s3 import S3Client
 
@@ -33,7 +38,12 @@ _WRONG_CREDENTIALS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredTok
 
 def client(settings: Settings) -> S3Client:
     """A boto3 client with time-outs and retries; threads may share it."""
-    import boto3
+    import boto3.session
+
+    return _client(boto3.session.Session(), settings)
+
+
+def _client(session: Session, settings: Settings) -> S3Client:
     from botocore.config import Config
 
     checksums: dict[str, Any] = {}
@@ -41,20 +51,30 @@ def client(settings: Settings) -> S3Client:
         _check_endpoint(settings.s3_endpoint)
         checksums = {"request_checksum_calculation": "when_required", "response_checksum_validation": "when_required"}
     secret = settings.s3_secret_key
-    return boto3.session.Session().client(
+    return session.client(
         "s3",
         endpoint_url=settings.s3_endpoint,
         region_name=settings.s3_region or ("us-east-1" if settings.s3_endpoint else None),
         aws_access_key_id=settings.s3_access_key,
         aws_secret_access_key=secret.get_secret_value() if secret else None,
         config=Config(
-            connect_timeout=5,
-            read_timeout=60,
+            connect_timeout=CONNECT_SECONDS,
+            read_timeout=READ_SECONDS,
             retries={"mode": "standard", "total_max_attempts": 5},
             max_pool_connections=max(10, settings.readers),
             **checksums,
         ),
     )
+
+
+def _credentials(session: Session, settings: Settings) -> Credentials | None:
+    """What the client signs with; the session remembers what it found, and renews it."""
+    from botocore.credentials import Credentials
+
+    secret = settings.s3_secret_key
+    if settings.s3_access_key is not None and secret is not None:
+        return Credentials(settings.s3_access_key, secret.get_secret_value())
+    return session.get_credentials()
 
 
 def _check_endpoint(endpoint: str) -> None:
@@ -73,8 +93,13 @@ class S3Store:
     """One bucket."""
 
     def __init__(self, bucket: str, settings: Settings) -> None:
+        import boto3.session
+
+        session = boto3.session.Session()
         self.bucket = bucket
-        self._client = client(settings)
+        self._client = _client(session, settings)
+        addresses = Addresses(self._client, bucket)
+        self._fast = FastGets(addresses.find, lambda: _credentials(session, settings), settings.readers)
 
     def pages(self, prefix: str) -> Iterator[list[ImageObject]]:
         """List the bucket under a prefix, a thousand keys a page."""
@@ -96,6 +121,9 @@ class S3Store:
 
     def read(self, key: str, etag: str | None) -> Blob:
         """GET one object, with If-Match where an etag is given; see ObjectStore.read."""
+        return self._fast.read(key, etag) or self._read_with_boto3(key, etag)
+
+    def _read_with_boto3(self, key: str, etag: str | None) -> Blob:
         condition: dict[str, Any] = {} if etag is None else {"IfMatch": f'"{etag}"'}
         try:
             answer = self._client.get_object(Bucket=self.bucket, Key=key, **condition)

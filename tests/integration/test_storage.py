@@ -204,6 +204,7 @@ def test_nothing_is_sent_before_the_first_call() -> None:
 def stubbed(*answers: tuple[str, dict[str, Any] | str, int]) -> S3Store:
     """A store whose client gives these answers: (operation, response or error code, HTTP status)."""
     store = S3Store("bucket", load_settings(s3_access_key="a", s3_secret_key="b", s3_region="eu-central-1"))
+    store._fast._rests_until = float("inf")  # The answers are for boto3.
     stubber = Stubber(store._client)
     for operation, answer, status in answers:
         if isinstance(answer, str):
