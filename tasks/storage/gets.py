@@ -3,12 +3,12 @@
 It is the fast way and never the only one. It makes one attempt, and whatever comes of it other than the whole object is
 left to boto3: its retries, its time-outs and its errors hold for both. So this module knows no error of S3; it only
 says "not by me". Where it fails several times in a row, as at a dead endpoint, behind a certificate that only boto3
-knows, or in another region than the one set, it rests for a while, and asks boto3 for the address anew when it wakes:
+accepts, or in another region than the one set, it rests for a while, and asks boto3 for the address anew when it wakes:
 by then boto3 has followed the redirect to the bucket's region.
 
 boto3 also decides where a bucket is (virtual host or path, dots, accelerated, dual stack) and who signs; both are taken
-from its client. What obstore would do otherwise than boto3 is left to boto3 from the start: proxies, other bundles of
-certificates, other ways of signing. One thing is not done here: boto3 compares the checksum that AWS may send with an
+from its client, as are the certificates to trust. What obstore would do otherwise than boto3 is left to boto3 from the
+start: proxies, other ways of signing. One thing is not done here: boto3 compares the checksum that AWS may send with an
 object; here the transport's own (TLS) has to do.
 """
 
@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -166,10 +167,8 @@ class FastGets:
             return None
         try:
             return _obstore(address, credentials, self._connections)
-        except ImportError as error:
-            log.warning(
-                "obstore cannot be imported (%s), so boto3 reads all objects: slower, and else the same.", error
-            )
+        except Exception as error:  # Not installed, a bundle of certificates that cannot be read, or an odd address.
+            log.warning("obstore cannot be used (%s), so boto3 reads all objects: slower, and else the same.", error)
             return None
 
 
@@ -201,6 +200,16 @@ def _obstore(address: Address, credentials: Credentials, connections: int) -> Ob
     """A store of one attempt. All that obstore would take from the environment is set here: boto3 has read that."""
     from obstore.store import S3Store as Obstore
 
+    options: Any = {
+        "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
+        "read_timeout": timedelta(seconds=READ_SECONDS),
+        "timeout": _NO_TIME_OUT,
+        "pool_max_idle_per_host": str(connections),
+    }
+    if address.url.startswith("https://"):
+        options |= {"root_certificate": _trusted(), "disable_system_certificates": True}
+    else:
+        options["allow_http"] = True
     return Obstore(
         "bucket",  # Its name is in the address.
         aws_endpoint_url_s3=address.url,
@@ -210,13 +219,7 @@ def _obstore(address: Address, credentials: Credentials, connections: int) -> Ob
         s3_express=False,
         request_payer=False,
         credential_provider=_Provider(credentials),
-        client_options={
-            "allow_http": address.url.startswith("http://"),
-            "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
-            "read_timeout": timedelta(seconds=READ_SECONDS),
-            "timeout": _NO_TIME_OUT,
-            "pool_max_idle_per_host": str(connections),
-        },
+        client_options=options,
         retry_config={"max_retries": 0},
     )
 
@@ -242,12 +245,17 @@ class _Provider:
 
 
 def _differs_from_boto3(url: str) -> bool:
-    """Whether the environment holds what boto3 and obstore do not do alike."""
-    from botocore.session import get_session
+    """Whether the environment asks for what only boto3 does, or only obstore."""
     from botocore.utils import get_environ_proxies
 
-    if get_environ_proxies(url) or os.environ.get("REQUESTS_CA_BUNDLE"):
-        return True
-    if any(name.startswith(("AWS_SERVER_SIDE_", "AWS_SSE_")) for name in os.environ):
-        return True
-    return get_session().get_config_variable("ca_bundle") is not None
+    encrypts = any(name.startswith(("AWS_SERVER_SIDE_", "AWS_SSE_")) for name in os.environ)
+    return encrypts or bool(get_environ_proxies(url))
+
+
+def _trusted() -> bytes:
+    """The certificates that boto3 trusts, in PEM: its own, or those that its settings name."""
+    from botocore.httpsession import get_cert_path
+    from botocore.session import get_session
+
+    named = get_session().get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE")
+    return Path(named or get_cert_path(True) or "").read_bytes()

@@ -34,6 +34,7 @@ from tasks.storage import ImageObject, ObjectStore, open_store
 from tasks.storage.local import LocalStore
 from tasks.storage.s3 import S3Store, client
 from tests.conftest import free_port
+from tests.s3_server import by_boto3_alone
 
 NFC, NFD = unicodedata.normalize("NFC", "café.png"), unicodedata.normalize("NFD", "café.png")
 
@@ -203,8 +204,8 @@ def test_nothing_is_sent_before_the_first_call() -> None:
 
 def stubbed(*answers: tuple[str, dict[str, Any] | str, int]) -> S3Store:
     """A store whose client gives these answers: (operation, response or error code, HTTP status)."""
-    store = S3Store("bucket", load_settings(s3_access_key="a", s3_secret_key="b", s3_region="eu-central-1"))
-    store._fast._rests_until = float("inf")  # The answers are for boto3.
+    settings = load_settings(s3_access_key="a", s3_secret_key="b", s3_region="eu-central-1")
+    store = by_boto3_alone(S3Store("bucket", settings))
     stubber = Stubber(store._client)
     for operation, answer, status in answers:
         if isinstance(answer, str):
