@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from posixpath import normpath
@@ -63,17 +64,59 @@ keys_of_any_kind = st.one_of(
 ).filter(bool)
 
 
-def path_asked_for(server: Server, store: S3Store, key: str) -> tuple[str, str]:
-    """Who asked in the end, and the path that went over the wire."""
-    server.asked.clear()
-    store.read(key, None)
-    return server.asked[-1].by, server.asked[-1].path
-
-
 @pytest.fixture(scope="module")
 def echoing() -> Iterator[tuple[Server, S3Store, S3Store]]:
     with serve() as server:
         yield server, store_over(server.endpoint), by_boto3_alone(store_over(server.endpoint))
+
+
+def path_asked_for(server: Server, store: S3Store, key: str) -> tuple[str, str]:
+    """Who asked, and the path that went over the wire."""
+    server.asked.clear()
+    store.read(key, None)
+    (request,) = server.asked
+    return request.by, request.path
+
+
+def ask_for_the_same(echoing: tuple[Server, S3Store, S3Store], key: str) -> None:
+    server, fast, slow = echoing
+
+    by, path = path_asked_for(server, fast, key)
+
+    assert by == ("obstore" if is_representable(key) else "boto3")
+    assert path == path_asked_for(server, slow, key)[1]
+
+
+@pytest.mark.parametrize("key", ODD_KEYS)
+def test_both_ask_for_the_same_path(echoing: tuple[Server, S3Store, S3Store], key: str) -> None:
+    ask_for_the_same(echoing, key)
+
+
+@settings(max_examples=300, deadline=None)
+@given(key=keys_of_any_kind)
+def test_both_ask_for_the_same_path_whatever_the_key(echoing: tuple[Server, S3Store, S3Store], key: str) -> None:
+    ask_for_the_same(echoing, key)
+
+
+@pytest.mark.parametrize("key", [key for key in ODD_KEYS if not is_representable(key)])
+def test_obstore_would_refuse_or_change_what_it_is_not_given(
+    echoing: tuple[Server, S3Store, S3Store], key: str
+) -> None:
+    """So that no key goes the slow way without need."""
+    server, fast, slow = echoing
+    _, right = path_asked_for(server, slow, key)
+    obstore = fast._fast._open()
+    assert obstore is not None
+    server.asked.clear()
+
+    with suppress(ValueError):
+        gets._get(obstore, key, None)
+
+    assert right not in [request.path for request in server.asked]
+
+
+def test_a_key_that_is_no_text_is_none_for_obstore() -> None:
+    assert not is_representable("a\ud800")
 
 
 def neighbours(key: str) -> set[str]:
