@@ -93,7 +93,7 @@ def put(settings: Settings, bucket: str, objects: Iterable[tuple[str, bytes]]) -
     def put_one(item: tuple[str, bytes]) -> None:
         s3.put_object(Bucket=bucket, Key=item[0], Body=item[1])
 
-    with ThreadPoolExecutor(settings.readers) as pool:
+    with ThreadPoolExecutor(min(16, settings.readers)) as pool:
         return sum(1 for _ in pool.map(put_one, objects))
 
 

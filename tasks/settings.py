@@ -48,7 +48,7 @@ class Settings(BaseSettings):
     batch_size: Annotated[int, Field(ge=1)] | None = Field(
         None, description="The most images in one forward pass; what the runtime finds best where it is not set."
     )
-    readers: Annotated[int, Field(ge=1)] = Field(16, description="Objects read at the same time.")
+    readers: Annotated[int, Field(ge=1)] = Field(64, description="Most objects read at the same time.")
     decoders: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Images decoded at the same time; as many as cores where it is not set."
     )

@@ -93,8 +93,10 @@ class Limit:
             self._lower(self.value * ANEW_SHARE, now)
 
     def _adapt(self, quick: float, busiest: int) -> None:
+        if self._quickest is None or self.value <= self.least:  # Fewer are not to be had to measure with.
+            self._quickest = quick
         # Half the way down each time: one lucky window is no measure for all others.
-        self._quickest = quick if self._quickest is None else min(self._quickest, (self._quickest + quick) / 2)
+        self._quickest = min(self._quickest, (self._quickest + quick) / 2)
         gradient = max(0.5, min(1.0, TOLERANCE * self._quickest / max(quick, 1e-9)))
         wanted = self.value * gradient + sqrt(self.value)
         if wanted < self.value:  # Half the way, because the reads of a window began under several limits.

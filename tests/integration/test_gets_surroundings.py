@@ -123,7 +123,7 @@ def test_time_outs_attempts_and_connections_are_those_of_boto3(server: Server) -
     options = store.client_options
     assert options is not None
 
-    assert (options["connect_timeout"], options["read_timeout"], options["timeout"]) == ("5s", "60s", "86400s")
+    assert (options["connect_timeout"], options["read_timeout"], options["timeout"]) == ("5s", "1m", "1day")
     assert options["pool_max_idle_per_host"] == "33"
     assert store.retry_config == {"max_retries": 0}  # The other attempts are boto3's.
 
