@@ -69,7 +69,6 @@ class Limit:
             return
         self._interrupted = None
         self._lower(self.value / 2, now)
-        self._highest = self.value
 
     def _lower(self, value: float, now: float) -> None:
         self.value = max(self.least, value)
@@ -93,7 +92,7 @@ class Limit:
             self._lower(self.value * ANEW_SHARE, now)
 
     def _adapt(self, quick: float, busiest: int) -> None:
-        if self._quickest is None or self.value <= self.least:  # Fewer are not to be had to measure with.
+        if self._quickest is None or int(self.value) <= self.least:  # With fewer in flight it cannot be measured.
             self._quickest = quick
         # Half the way down each time: one lucky window is no measure for all others.
         self._quickest = min(self._quickest, (self._quickest + quick) / 2)
