@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain as chained
 from typing import TYPE_CHECKING, Protocol
 
 from tasks.inference.decoding import Decoder
+from tasks.inference.in_flight import InFlight
 from tasks.inference.meters import Meters
 from tasks.inference.pixels import Pixels, PixelSlots
 from tasks.inference.reading import Work, read_object
@@ -66,6 +68,7 @@ class Chain:
         self._lock = threading.Lock()
         self.twins = Twins()
         self.closing = threading.Event()
+        self._in_flight = InFlight(settings.readers)
         workers = {"read": settings.readers, "look_up": 1, "decode": settings.decoders or cores()}
         self.meters = Meters({**workers, "forward": parts.runtime.streams, "commit": 1}, cores())
         self._join(workers)
@@ -89,10 +92,12 @@ class Chain:
     def close(self) -> None:
         """End every stage; what is on its way is dropped, and stays open in the database."""
         self.closing.set()
+        self._in_flight.close()
         self.end.close()
 
     def times(self) -> Times:
         """What the stages did so far, and for how long each waited: before it for work, behind it for a taker."""
+        self.meters["read"].workers = self._in_flight.limit
         before: dict[str, Waiting] = {
             "look_up": self._files,
             "decode": self._decode,
@@ -132,11 +137,16 @@ class Chain:
             yield row
 
     def _read_one(self, listed: ImageObject) -> Work:
-        with self.meters["read"].work():
-            work = read_object(self._parts.store, listed)
+        work = read_object(self._parts.store, listed, self._room_to_read)
+        self.meters["read"].pass_on(1)
         if work.finished is not None and work.finished.failed is not None:
             self.meters["read"].fail()
         return work
+
+    @contextmanager
+    def _room_to_read(self) -> Iterator[None]:
+        with self._in_flight.one(), self.meters["read"].work(0):
+            yield
 
     def _look_up(self) -> Iterator[list[Work]]:
         """Pass on what needs a forward pass, and what is finished; keep twins back until their leader is through."""

@@ -12,10 +12,14 @@ from tasks.stage_times import PROCESSOR, STAGES, StageTimes, Times, size_class
 
 
 class Meter:
-    """One stage: its calls, and the images that went in, came out, failed, or are held back as twins."""
+    """One stage: its calls, and the images that went in, came out, failed, or are held back as twins.
+
+    `workers` may change on the way, as the number of reads in flight does.
+    """
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
+        self.capacity = 0.0
         self.taken = self.given = self.failures = 0
         self._busy = 0.0
         self._classes: dict[int, int] = {}
@@ -69,19 +73,23 @@ class Meters:
     def __init__(self, workers: Mapping[str, int], cores: int) -> None:
         self.stages = {stage: Meter(workers[stage]) for stage in STAGES}
         self._cores = cores
-        self._started, self._processor = time.perf_counter(), time.process_time()
+        self._looked, self._processor = time.perf_counter(), time.process_time()
+        self._seconds = 0.0
 
     def __getitem__(self, stage: str) -> Meter:
         return self.stages[stage]
 
     def times(self, inputs: Mapping[str, float], outputs: Mapping[str, float]) -> Times:
         """All times so far; the seconds that each stage waited for work and for a taker come from the queues."""
-        seconds = time.perf_counter() - self._started
+        now = time.perf_counter()
+        passed, self._looked = now - self._looked, now
+        self._seconds += passed
         processor = time.process_time() - self._processor
-        times: Times = {PROCESSOR: StageTimes(busy=processor, capacity=self._cores * seconds)}
+        times: Times = {PROCESSOR: StageTimes(busy=processor, capacity=self._cores * self._seconds)}
         for stage, meter in self.stages.items():
             times[stage] = meter.times()
-            times[stage].capacity = meter.workers * seconds
+            meter.capacity += meter.workers * passed
+            times[stage].capacity = meter.capacity
             times[stage].input, times[stage].output = inputs.get(stage, 0.0), outputs.get(stage, 0.0)
         return times
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,15 +58,17 @@ class Work:
         )
 
 
-def read_object(store: ObjectStore, listed: ImageObject) -> Work:
+def read_object(
+    store: ObjectStore, listed: ImageObject, room: Callable[[], AbstractContextManager[object]] = nullcontext
+) -> Work:
     """Read one object and take its digest. What goes wrong is in the Work: nothing is raised for a single object.
 
     An object that was overwritten since the listing is read again without condition, and is stored under the etag
-    that was read.
+    that was read. Each attempt waits for `room`; pauses between attempts take none.
     """
     work = Work(listed)
     try:
-        blob = _read(store, listed)
+        blob = _read(store, listed, room)
     except ObjectVanished:
         work.vanish()
     except AccessDenied as error:
@@ -79,11 +83,12 @@ def read_object(store: ObjectStore, listed: ImageObject) -> Work:
     return work
 
 
-def _read(store: ObjectStore, listed: ImageObject) -> Blob:
+def _read(store: ObjectStore, listed: ImageObject, room: Callable[[], AbstractContextManager[object]]) -> Blob:
     etag: str | None = listed.etag
     for attempt in range(ATTEMPTS):
         try:
-            return store.read(listed.key, etag)
+            with room():
+                return store.read(listed.key, etag)
         except (ObjectChanged, TransientStorageError) as error:
             if attempt == ATTEMPTS - 1:
                 raise
