@@ -23,9 +23,9 @@ from torchvision.transforms import v2
 
 from tasks.inference.decoding import MAX_PIXELS
 from tasks.inference.jpeg import JpegDecoder
-from tasks.models.bundle import Preprocessing
 from tasks.models.resolving import resolve_model
 from tasks.models.runtimes import Pixels, open_runtime
+from tasks.models.spec import NEWEST, Preprocessing
 from tasks.settings import load_settings
 
 RESIZE, CROP, ROUNDS = 256, 224, 7
@@ -58,9 +58,7 @@ def reference(data: bytes) -> Pixels:
 def by_policy(policy: str, home: Path) -> Decode:
     """A policy of ours, into memory that is used again."""
     half = (0.5, 0.5, 0.5)
-    spec = Preprocessing.model_validate(
-        {"decode": policy, "resize": RESIZE, "crop": CROP, "interpolation": "bilinear", "mean": half, "std": half}
-    )
+    spec = Preprocessing(resize=RESIZE, crop=CROP, mean=half, std=half, decode=NEWEST[policy])
     decoder, out = JpegDecoder(spec, home, shrink=policy == "fast"), np.empty((CROP, CROP, 3), np.uint8)
 
     def decode(data: bytes) -> Pixels:

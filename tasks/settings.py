@@ -11,7 +11,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 from urllib.parse import quote, unquote_plus
 
 from croniter import CroniterBadDateError, croniter
@@ -44,7 +44,9 @@ class Settings(BaseSettings):
     home: Path = Field(PROJECT / "var", description="Where the program keeps files: the default cache, models, demo.")
     pipelines: Path = Field(PROJECT / "pipelines.toml", description="The file with one table for each pipeline.")
     database: SecretStr | None = Field(None, description="URL of the cache; SQLite under `home` where it is not set.")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the forward pass runs.")
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,2})?)$")] = Field(
+        "auto", description="Where the forward pass runs: auto, cpu, cuda or, of several GPUs, cuda:N."
+    )
     batch_size: Annotated[int, Field(ge=1)] | None = Field(
         None, description="The most images in one forward pass; what the runtime finds best where it is not set."
     )

@@ -9,7 +9,7 @@
     top_k = 5
 
     [preprocessing]
-    decode = "exact"                        # or "fast"; tasks/inference/decoding.py says what they are
+    decode = "exact"                        # or "fast", "nvjpeg"; tasks/inference/decoding.py says what they are
     resize = 256                            # pixels of the shorter side
     crop = 224                              # pixels, a centred square
     interpolation = "bilinear"              # or "bicubic"
@@ -24,61 +24,17 @@ A bundle is immutable: a change of any of this is another model, with another `m
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
-
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from typing import Any
 
 from tasks.errors import ModelError
 from tasks.models.fingerprint import fingerprint
+from tasks.models.spec import ModelSpec, Preprocessing
 
-Channels = tuple[float, float, float]
-FileName = Annotated[str, Field(pattern=r"^[^/\\]+$")]
-
-
-def _newest(policy: object) -> object:
-    """`exact` and `fast` stand for the newest policy of that name."""
-    return {"exact": "exact-1", "fast": "fast-1"}.get(policy, policy) if isinstance(policy, str) else policy
-
-
-class Preprocessing(BaseModel):
-    """From decoded pixels to the network's input: uint8 RGB [crop, crop, 3], then (x / 255 - mean) / std."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    decode: Annotated[Literal["exact-1", "fast-1"], BeforeValidator(_newest)] = "exact-1"
-    resize: Annotated[int, Field(ge=1, le=4096)]
-    crop: Annotated[int, Field(ge=1, le=4096)]
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    mean: Channels
-    std: Channels
-
-    @model_validator(mode="after")
-    def _crop_fits(self) -> Self:
-        if self.crop > self.resize:
-            raise ValueError(f"crop {self.crop} is larger than resize {self.resize}; make resize at least as large")
-        if any(value <= 0 for value in self.std):
-            raise ValueError("every std must be above 0")
-        return self
-
-
-class ModelSpec(BaseModel):
-    """What model.toml says."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: Annotated[str, Field(min_length=1)]
-    version: str = "1"
-    architecture: Annotated[str, Field(min_length=1)]
-    weights: FileName = "weights.safetensors"
-    labels: FileName = "labels.txt"
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    top_k: Annotated[int, Field(ge=1, le=100)] = 5
-    preprocessing: Preprocessing
-    options: Mapping[str, bool | int | float | str] = Field(default_factory=dict)
+__all__ = ["Bundle", "ModelSpec", "Preprocessing", "read_bundle", "write_bundle"]
 
 
 @dataclass(frozen=True)
@@ -101,7 +57,7 @@ class Bundle:
 
     def identity(self) -> dict[str, Any]:
         """Everything besides the weights that a prediction depends on, as plain JSON values."""
-        spec = self.spec.model_dump(mode="json")
+        spec = self.spec.plain()
         used = ("architecture", "options", "precision", "preprocessing", "top_k")
         return {**{key: spec[key] for key in used}, "labels": list(self.labels)}
 
@@ -117,10 +73,9 @@ def read_bundle(folder: Path) -> Bundle:
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ModelError(f"{manifest} is not valid TOML: {error}. Mend that line.") from None
-    try:
-        spec = ModelSpec(**table)
-    except ValidationError as error:
-        raise ModelError("\n".join(_problems(manifest, error))) from None
+    from tasks.models.manifest import check_manifest
+
+    spec = check_manifest(manifest, table)
     if not (folder / spec.weights).is_file():
         raise ModelError(
             f"{folder / spec.weights} does not exist. Put the weights there, or correct `weights` in {manifest}."
@@ -153,15 +108,9 @@ def _toml(spec: ModelSpec) -> str:
     """model.toml of a spec. The standard library reads TOML and does not write it; JSON strings are TOML strings."""
     import json
 
-    top = spec.model_dump(mode="json")
+    top = spec.plain()
     tables = {key: top.pop(key) for key in ("preprocessing", "options")}
     lines = [f"{key} = {json.dumps(value)}" for key, value in top.items()]
     for name, table in tables.items():
         lines += ["", f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
     return "\n".join(lines) + "\n"
-
-
-def _problems(manifest: Path, error: ValidationError) -> Iterable[str]:
-    for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"]) or "the table"
-        yield f"{manifest}: {key} = {problem['input']!r}: {problem['msg']}. Correct model.toml."

@@ -6,13 +6,14 @@ Only safetensors are read: tensors and nothing else, so no pickle is executed.
 from __future__ import annotations
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tasks.errors import ModelError
 from tasks.models.architectures import build
 from tasks.models.bundle import Bundle
+from tasks.models.spec import ModelSpec
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Classifier(nn.Module):
@@ -40,6 +41,9 @@ class Classifier(nn.Module):
 
 def load_classifier(bundle: Bundle) -> Classifier:
     """Build the network, fill in the weights and wrap it. Raises ModelError where they do not fit."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     network = build(bundle.spec.architecture, len(bundle.labels), bundle.spec.options)
     try:
         network.load_state_dict(load_file(bundle.weights), strict=True)
@@ -52,6 +56,9 @@ def load_classifier(bundle: Bundle) -> Classifier:
             f"{bundle.weights} does not fit {bundle.spec.architecture} with {len(bundle.labels)} labels: {error}. "
             "Check architecture, labels and weights of this bundle against each other."
         ) from None
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[bundle.spec.precision]
-    spec = bundle.spec.preprocessing
-    return Classifier(network, spec.mean, spec.std, dtype).eval()
+    return wrap(network, bundle.spec)
+
+
+def wrap(network: nn.Module, spec: ModelSpec) -> Classifier:
+    """A network, made ready to take decoded pixels in the precision that the spec declares."""
+    return Classifier(network, spec.preprocessing.mean, spec.preprocessing.std, DTYPES[spec.precision]).eval()

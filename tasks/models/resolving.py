@@ -20,15 +20,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError  # the error's name only
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from tasks.errors import ModelError
-from tasks.location import parse_location
-from tasks.models.bundle import Bundle, ModelSpec, Preprocessing, read_bundle, write_bundle
+from tasks.models.bundle import Bundle, read_bundle, write_bundle
 from tasks.models.fingerprint import file_digest
-from tasks.settings import Settings
-from tasks.storage import open_store
+from tasks.models.spec import ModelSpec, Preprocessing
+
+if TYPE_CHECKING:
+    from tasks.settings import Settings
 
 _OPTIONS: dict[str, dict[str, bool]] = {
     # Networks whose shape with trained weights differs from their shape without.
@@ -48,6 +49,9 @@ def resolve_model(uri: str, settings: Settings) -> Bundle:
 
 def _stored(uri: str, settings: Settings) -> Bundle:
     """Copy a bundle out of object storage; its folder is named by the listing, so a change is fetched anew."""
+    from tasks.location import parse_location
+    from tasks.storage import open_store
+
     location = parse_location(uri.rstrip("/") + "/")
     store = open_store(location, settings)
     objects = [image for page in store.pages(location.prefix) for image in page]

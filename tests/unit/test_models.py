@@ -20,12 +20,13 @@ from safetensors.torch import load_file, save
 
 from tasks.errors import ConfigurationError, ModelError
 from tasks.models.architectures import build, classifiers
-from tasks.models.bundle import Bundle, ModelSpec, read_bundle, write_bundle
+from tasks.models.bundle import Bundle, ModelSpec, Preprocessing, read_bundle, write_bundle
 from tasks.models.loading import load_classifier
 from tasks.models.resolving import resolve_model
 from tasks.models.runtimes import choose_device, open_runtime
 from tasks.models.runtimes.openvino_runtime import OpenVinoRuntime, _convert
-from tasks.models.runtimes.torch_runtime import TorchRuntime
+from tasks.models.runtimes.torch_runtime import TorchRuntime, open_torch
+from tasks.models.spec import Option
 from tasks.settings import Settings, load_settings
 from tests.conftest import ROOT, outer_environment
 from tests.pictures import LABELS, write_small_bundle
@@ -145,19 +146,42 @@ def test_the_fingerprint_of_a_bundle_stays_the_same_for_ever(tmp_path: Path) -> 
     spec = ModelSpec(
         name="fixed",
         architecture="small_cnn",
-        preprocessing={"resize": 20, "crop": 16, "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)},
+        preprocessing=Preprocessing(resize=20, crop=16, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
     )
     write_bundle(tmp_path, spec, ("cat", "döner"), b"weights")
 
     assert read_bundle(tmp_path).model_id == FIXED
 
 
+MANIFESTS = {
+    # What model.toml says besides name and architecture -> the model_id that it had when this program began.
+    "": "848bb0e8347908f5868e121bf508c87d07b20e38c0c3109649d7dbf54d3a3102",
+    'decode = "fast"\ninterpolation = "bicubic"\n[options]\nwidth = 4\nhalf = 0.5\nflag = true\ntext = "ü"\nwhole = 2.0': (
+        "1d04fbd1e85f944b2f1512ecaf641c1f0fe7b204584febb6f0ae1c0051676b9a"
+    ),
+    'decode = "exact"': "848bb0e8347908f5868e121bf508c87d07b20e38c0c3109649d7dbf54d3a3102",
+    "[options]\na = inf": "3a87c59e7ec7d4fe3d6ef8c5ee6d78794b403eb3fd819a3e05671f218a008fe9",
+}
+
+
+@pytest.mark.parametrize("rest", MANIFESTS)
+def test_a_manifest_written_by_hand_keeps_its_fingerprint(rest: str, tmp_path: Path) -> None:
+    """Whole numbers among the means, options of every kind, policies without their number."""
+    (tmp_path / "weights.safetensors").write_bytes(b"weights")
+    (tmp_path / "labels.txt").write_text("cat\ndöner\n", encoding="utf-8")
+    head = 'name = "g"\narchitecture = "small_cnn"\n[preprocessing]\nresize = 20\ncrop = 16\n'
+    lines = f"{head}mean = [0, 0.25, 1]\nstd = [1, 0.5, 0.25]\n{rest}\n"
+    (tmp_path / "model.toml").write_text(lines, encoding="utf-8")
+
+    assert read_bundle(tmp_path).model_id == MANIFESTS[rest]
+
+
 FIXED = "b8014fb49cfcc52fcd81ca92535b8a5c84ba05216d38a54dc7b1eb35c39c934d"
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
-    options = {"width": 4, "half": 0.5, "flag": True, "text": 'a "quoted" \\ ü\tword'}
-    preprocessing = {"resize": 20, "crop": 16, "mean": (0, 0.25, 1), "std": (1, 1, 1), "interpolation": "bicubic"}
+    options: dict[str, Option] = {"width": 4, "half": 0.5, "flag": True, "text": 'a "quoted" \\ ü\tword'}
+    preprocessing = Preprocessing(resize=20, crop=16, mean=(0, 0.25, 1), std=(1, 1, 1), interpolation="bicubic")
     spec = ModelSpec(name='odd "name"', architecture="small_cnn", preprocessing=preprocessing, options=options, top_k=7)
 
     write_bundle(tmp_path, spec, ("cat", "dog, wild"), b"weights")
@@ -212,7 +236,7 @@ def test_bad_toml_is_named_with_its_line(folder: Path) -> None:
         (edit("std = [0.5", "std = [0.0"), "every std must be above 0"),
         (
             edit('"exact-1"', '"fast-7"'),
-            "preprocessing.decode = 'fast-7': Input should be 'exact-1' or 'fast-1'",
+            "preprocessing.decode = 'fast-7': Input should be 'exact-1', 'fast-1' or 'nvjpeg-1'",
         ),
         (edit('"bilinear"', '"nearest"'), "Input should be 'bilinear' or 'bicubic'"),
         (edit('"fp32"', '"int8"'), "precision = 'int8': Input should be 'fp32', 'bf16' or 'fp16'"),
@@ -523,7 +547,10 @@ def test_both_runtimes_give_the_logits_of_the_eager_network(network: Bundle, hom
     expected = eager(network, pixels)
     spread = float(np.ptp(expected, axis=0).max())
 
-    for runtime in (open_runtime(network, load_settings(home=home, device="cpu")), TorchRuntime(network, "cpu")):
+    for runtime in (
+        open_runtime(network, load_settings(home=home, device="cpu")),
+        open_torch(network, "cpu", home, None),
+    ):
         found = runtime.forward(pixels)
         assert (found.shape, found.dtype) == ((5, len(network.labels)), np.float32)
         np.testing.assert_allclose(found, expected, atol=min(1e-4, spread / 100))

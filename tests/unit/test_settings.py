@@ -291,7 +291,8 @@ def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) ->
         ("BATCH_SIZE", "0", "greater than or equal to 1"),
         ("READERS", "many", "valid integer"),
         ("DECODERS", "-1", "greater than or equal to 1"),
-        ("DEVICE", "tpu", "'auto', 'cpu' or 'cuda'"),
+        ("DEVICE", "tpu", "(auto|cpu|cuda("),
+        ("DEVICE", "cuda:x", "(auto|cpu|cuda("),
     ],
 )
 def test_a_wrong_variable_is_told_with_what_is_allowed(
