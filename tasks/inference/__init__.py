@@ -3,6 +3,8 @@
 reading.py    ImageObject -> bytes and digest
 decoding.py   bytes -> pixels, by a named policy
 jpeg.py       the faster road for JPEG
+header.py     what a JPEG says before its pixels
+nvjpeg.py     JPEG in groups on a GPU
 geometry.py   where the crop lies
 resampling.py resize and crop in one go, compiled
 pixels.py     memory for decoded pictures, used again

@@ -5,6 +5,7 @@ transforms: the shorter side resized to `resize` with Pillow's antialiased filte
 libjpeg-turbo and loops of our own that give the same pixels in less time (jpeg.py); all other formats, and what
 libjpeg-turbo has any complaint about, go through Pillow itself.
 `fast-1` is exact-1 with JPEG pictures of at least twice the size decoded at a half, a quarter or an eighth of it.
+`nvjpeg-1` is exact-1 with common JPEG decoded, resized and cropped on a GPU (nvjpeg.py); it needs one.
 
 A policy's number rises when golden pixels change, not when a library's version does.
 """
@@ -15,6 +16,7 @@ import codecs
 import io
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,10 +24,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from tasks.errors import ImageError
+from tasks.errors import ConfigurationError, ImageError
 from tasks.inference.geometry import crop_of
 from tasks.inference.jpeg import JpegDecoder, stated_orientation
-from tasks.models.bundle import Preprocessing
+from tasks.inference.nvjpeg import NvjpegDecoder
+from tasks.models.spec import Preprocessing
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs: a quarter of a gigabyte of RGB
@@ -61,13 +64,30 @@ _OTHER_FORMATS = {
 
 def decoder_version(policy: str) -> str:
     """Policy and decoders; a quarantined image is tried again when it changes."""
-    return f"{policy} pillow-{version('pillow')} {JpegDecoder.version()}"
+    both = f"{policy} pillow-{version('pillow')} {JpegDecoder.version()}"
+    return f"{both} {NvjpegDecoder.version()}" if policy == "nvjpeg-1" else both
+
+
+def open_decoder(spec: Preprocessing, compiled: Path, pictures: int, device: str) -> Decoder | NvjpegDecoder:
+    """The decoder of a policy; `device` is what choose_device answers: cpu, cuda or cuda:N.
+
+    Raises ConfigurationError where the policy needs a GPU and the worker has none: another decoder in its place would
+    store other predictions under the same model_id.
+    """
+    if spec.decode != "nvjpeg-1":
+        return Decoder(spec, compiled, pictures)
+    if not device.startswith("cuda"):
+        raise ConfigurationError(
+            f'This bundle declares decode = "nvjpeg-1", which needs a CUDA device, and this worker runs on {device}. '
+            'Send it to a worker with a GPU (AFTERIMAGE_DEVICE), or make a bundle with decode = "exact-1".'
+        )
+    return NvjpegDecoder(spec, device, Decoder(replace(spec, decode="exact-1"), compiled, pictures).decode)
 
 
 class Decoder:
-    """Bytes to pixels by the policy of a bundle; threads may share it. `group` is how many images it wants at once."""
+    """Bytes to pixels by a policy that needs a CPU only; threads may share it."""
 
-    group = 1
+    group = 1  # how many pictures it wants at once
 
     def __init__(self, spec: Preprocessing, compiled: Path, pictures: int) -> None:
         """`compiled` is the folder of compiled code, `pictures` how many there are to decode."""
@@ -77,21 +97,21 @@ class Decoder:
         if JpegDecoder.is_possible() and (shrink or pictures >= WORTH_LOADING):
             self._jpeg = JpegDecoder(spec, compiled, shrink=shrink, beside=not shrink)
 
-    def decode_group(self, data: Sequence[bytes], out: Sequence[npt.NDArray[np.uint8]]) -> list[ImageError | None]:
-        """Fill each of `out`; where that fails, its place in the list holds the reason."""
-        errors: list[ImageError | None] = []
-        for one, slot in zip(data, out, strict=True):
-            try:
-                self.decode(one, slot)
-                errors.append(None)
-            except ImageError as error:
-                errors.append(error)
-        return errors
-
     def decode(self, data: bytes, out: npt.NDArray[np.uint8]) -> None:
         """Fill `out`, uint8 RGB [crop, crop, 3]. Raises ImageError as `decode` does."""
         if self._jpeg is None or not self._jpeg.decode(data, MAX_PIXELS, out):
             out[...] = decode(data, self._spec)
+
+    def decode_group(self, data: Sequence[bytes], out: Sequence[npt.NDArray[np.uint8]]) -> list[ImageError | None]:
+        """Fill each array, uint8 RGB [crop, crop, 3], or give the ImageError of its picture."""
+        return [self._error(each, pixels) for each, pixels in zip(data, out, strict=True)]
+
+    def _error(self, data: bytes, out: npt.NDArray[np.uint8]) -> ImageError | None:
+        try:
+            self.decode(data, out)
+        except ImageError as error:
+            return error
+        return None
 
 
 def decode(data: bytes, spec: Preprocessing) -> npt.NDArray[np.uint8]:

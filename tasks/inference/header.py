@@ -1,0 +1,74 @@
+"""What a JPEG file says of itself before its pixels begin: frame, size, colours. Nothing is decoded here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+BASELINE = 0xC0
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the gaps are tables, not frames
+_START_OF_SCAN, _APP14 = 0xDA, 0xEE
+_RGB_TRANSFORM = 0  # Adobe's mark for three components that are RGB as they stand
+_RGB_NAMES = tuple(b"RGB")  # the mark of others
+
+
+@dataclass(frozen=True, slots=True)
+class JpegHeader:
+    """The frame: SOF marker (0xC0 is baseline), bits of a sample, pixels, names and sampling factors (h, v) of the components."""
+
+    frame: int
+    bits: int
+    width: int
+    height: int
+    names: tuple[int, ...]
+    sampling: tuple[tuple[int, int], ...]
+    adobe_transform: int | None = None
+
+    @property
+    def is_common(self) -> bool:
+        """Baseline with 8 bits, grey or YCbCr in one of the usual samplings: what cameras and the web make."""
+        if self.frame != BASELINE or self.bits != 8 or not (self.width and self.height):
+            return False
+        if len(self.sampling) == 1:
+            return True
+        luma, *chroma = self.sampling
+        usual = luma in ((1, 1), (2, 1), (2, 2)) and chroma == [(1, 1), (1, 1)]
+        return usual and self.adobe_transform != _RGB_TRANSFORM and self.names != _RGB_NAMES
+
+
+def read_header(data: bytes) -> JpegHeader | None:
+    """The header of a JPEG, or None where there is none, or no whole one."""
+    adobe: int | None = None
+    found: JpegHeader | None = None
+    for marker, at, end in _segments(data):
+        if marker == _APP14 and data[at : at + 5] == b"Adobe" and end - at >= 12:
+            adobe = data[at + 11]
+        elif marker in _FRAMES and found is None:
+            found = _frame(marker, data[at:end])
+    if found is None or adobe is None:
+        return found
+    return replace(found, adobe_transform=adobe)
+
+
+def _frame(marker: int, body: bytes) -> JpegHeader | None:
+    if len(body) < 6 or len(body) < 6 + 3 * body[5]:
+        return None
+    height, width = int.from_bytes(body[1:3], "big"), int.from_bytes(body[3:5], "big")
+    end = 6 + 3 * body[5]
+    factors = tuple((both >> 4, both & 15) for both in body[7:end:3])
+    return JpegHeader(marker, body[0], width, height, tuple(body[6:end:3]), factors)
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """(marker, first byte, end) of each segment up to the first scan."""
+    at = 2
+    while data[:2] == b"\xff\xd8" and at + 4 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # padding
+            at += 1
+            continue
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker == _START_OF_SCAN or end > len(data):
+            return
+        yield marker, at + 4, end
+        at = end
