@@ -150,18 +150,22 @@ def build_package(classifier: Classifier, example: Tensor, file: Path) -> None:
 
 
 def _load(file: Path, target: Target) -> Program:
-    from torch._inductor import aoti_load_package
-
     with zipfile.ZipFile(file) as archive:
         if (broken := archive.testzip()) is not None:  # The loader would hand a damaged library to dlopen.
             raise ValueError(f"{broken} in it has a wrong checksum")
-    if target.device.type == "cuda":
-        # The package's own bookkeeping of threads may not run while a graph is captured. Lanes replay graphs and are
-        # not in it at the same time; a lane without a graph waits for its turn.
-        index = torch.cuda.current_device() if target.device.index is None else target.device.index
-        loaded = aoti_load_package(str(file), run_single_threaded=True, device_index=index)
-        return Program("package", loaded, threading.Lock())
-    return Program("package", aoti_load_package(str(file), num_runners=target.streams))
+    if target.device.type != "cuda":
+        return Program("package", load_package(file, num_runners=target.streams))
+    # The package's own bookkeeping of threads may not run while a graph is captured. Lanes replay graphs and are not in
+    # it at the same time; a lane without a graph waits for its turn.
+    index = torch.cuda.current_device() if target.device.index is None else target.device.index
+    return Program("package", load_package(file, run_single_threaded=True, device_index=index), threading.Lock())
+
+
+def load_package(file: Path, **options: Any) -> Callable[[Tensor], Tensor]:
+    """Load a package's library into this process."""
+    from torch._inductor import aoti_load_package
+
+    return aoti_load_package(str(file), **options)
 
 
 def _compiled(classifier: Classifier, example: Tensor, target: Target) -> Program:
