@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import chain as chained
 from typing import TYPE_CHECKING, Protocol
 
-from tasks.inference.decoding import Decoder
+from tasks.inference.decoding import open_decoder
 from tasks.inference.in_flight import InFlight
 from tasks.inference.meters import Meters
 from tasks.inference.pixels import Pixels, PixelSlots
@@ -18,6 +18,7 @@ from tasks.inference.scoring import score
 from tasks.inference.stages import Buffered, Parallel, Room
 from tasks.inference.twins import Twins
 from tasks.inference.verdict import NONFINITE_OUTPUT
+from tasks.models.runtimes import choose_device
 from tasks.processors import cores
 from tasks.stage_times import Times
 
@@ -62,7 +63,7 @@ class Chain:
         self._parts = parts
         self.rows = self._reads = self._passes = 0
         self._taken = (0, 0)
-        self._decoder = Decoder(spec, settings.compiled, images)
+        self._decoder = open_decoder(spec, settings.compiled, images, choose_device(settings))
         self._slots = PixelSlots(spec.crop)
         self._memory = threading.local()
         self._lock = threading.Lock()

@@ -28,7 +28,7 @@ from pathlib import Path
 from tasks.cache import commits
 from tasks.cache.runs import RunKey
 from tasks.cache import ledger
-from tasks.inference import chain
+from tasks.inference import chain, decoding
 from tests.runner import Runner
 
 home, url, images, model, run_id, stage, fatal = sys.argv[1:]
@@ -54,7 +54,7 @@ if stage == "read":
 if stage == "look_up":
     ledger.predicted_digests = deadly(ledger.predicted_digests)
 if stage == "decode":
-    chain.Decoder.decode = deadly(chain.Decoder.decode)
+    decoding.Decoder.decode = deadly(decoding.Decoder.decode)
 if stage == "forward":
     chain.score = deadly(chain.score)
 if stage == "in_commit":

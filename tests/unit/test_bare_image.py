@@ -20,9 +20,9 @@ ROOMS = {
         "tasks.models.manifest",
         "tasks.models.runtimes.openvino_runtime",
         "tasks.models.runtimes.unreported",
-    )
+    ),
+    "tasks.inference": (),
 }
-LIGHT = ("tasks.inference.decoding", "tasks.inference.nvjpeg")
 
 
 def needed(name: str, seen: set[str]) -> set[str]:
@@ -98,10 +98,6 @@ def test_every_module_imports_on_the_bare_image(room: str) -> None:
 
     assert len(names) > 5
     assert on_the_bare_image(IMPORT, *names).strip() == str(names)
-
-
-def test_decoding_imports_on_the_bare_image() -> None:
-    assert on_the_bare_image(IMPORT, *LIGHT).strip() == str(list(LIGHT))
 
 
 def test_the_bare_image_lacks_what_the_rest_of_the_program_needs() -> None:
