@@ -5,9 +5,10 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 VENV := .venv
 UV := $(VENV)/bin/uv
 PY := $(VENV)/bin/python
+BENCH := .venv-bench
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help demo ui test lint types format lock clean compose-check
+.PHONY: help demo ui test bench lint types format lock clean compose-check
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 16
@@ -20,6 +21,10 @@ ui: $(VENV)/.installed  ## Airflow in the browser, with the demo's data
 
 test: $(VENV)/.installed-dev lint types  ## Lint, types and all tests
 	$(PY) -m pytest
+
+# The whole of it takes hours; ARGS="decode --rounds 3" takes one row. benchmarks/README.md tells the rest.
+bench: $(VENV)/.installed $(BENCH)/.installed  ## Measure beside DataLoader, Ray Data, Daft and SPDL, and print the table
+	@$(PY) -m benchmarks $(ARGS)
 
 lint: $(VENV)/.installed-dev  ## ruff
 	$(VENV)/bin/ruff check .
@@ -43,6 +48,8 @@ lock: $(UV)  ## Pin every package with hashes, for Python 3.11, 3.12 and 3.13
 		--custom-compile-command "make lock" requirements-dev.in -o requirements-dev.txt
 	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate \
 		--custom-compile-command "make lock" requirements-uv.in -o requirements-uv.txt
+	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate \
+		--custom-compile-command "make lock" requirements-bench.in -o requirements-bench.txt
 
 clean:  ## Remove what the demo and the tests left; the environment stays
 	rm -rf var .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -59,4 +66,10 @@ $(VENV)/.installed: $(UV) requirements.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 	$(UV) pip install -q --python $(PY) --require-hashes -r requirements-dev.txt
+	@touch $@
+
+# The peers need other versions than we do, so they live in an environment of their own.
+$(BENCH)/.installed: $(UV) requirements-bench.txt
+	$(UV) venv -q --allow-existing --python $(PY) $(BENCH)
+	$(UV) pip install -q --python $(BENCH)/bin/python --require-hashes -r requirements-bench.txt
 	@touch $@
