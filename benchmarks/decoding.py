@@ -1,16 +1,17 @@
 """JPEG to the crop that a network sees: this project's policies against Pillow with torchvision's transforms, in turn.
 
-    .venv/bin/python -m benchmarks.decoding FOLDER [WEIGHTS]
+    .venv/bin/python -m benchmarks.decoding FOLDER [WEIGHTS] [--rounds 7] [--json]
 
 FOLDER holds JPEG photographs. Before a time is printed, `exact` must give the pixels of the reference on each. Times are
 CPU seconds of one thread, medians over rounds in turn. With WEIGHTS, a safetensors file of SqueezeNet 1.0, it prints how many
-photographs keep their top-1 label under each policy.
+photographs keep their top-1 label under each policy. With --json the last line has the rates of every round.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
-import sys
+import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -28,15 +29,15 @@ from tasks.models.runtimes import Pixels, open_runtime
 from tasks.models.spec import NEWEST, Preprocessing
 from tasks.settings import load_settings
 
-RESIZE, CROP, ROUNDS = 256, 224, 7
+RESIZE, CROP = 256, 224
 
 Decode = Callable[[bytes], Pixels]
 
 
-def main(folder: Path, weights: Path | None) -> None:
-    """Check, measure, and compare labels."""
+def main(folder: Path, weights: Path | None, rounds: int) -> dict[str, list[float]]:
+    """Check, measure, and compare labels; {way: images a second and core, for each round}."""
     files = [path.read_bytes() for path in sorted(folder.glob("*.JPEG"))]
-    print(f"{len(files)} photographs of {sum(map(len, files)) / len(files) / 1000:.0f} kB on average, {ROUNDS} rounds")
+    print(f"{len(files)} photographs of {sum(map(len, files)) / len(files) / 1000:.0f} kB on average, {rounds} rounds")
     with tempfile.TemporaryDirectory() as home:
         ways = {"reference": reference, **{name: by_policy(name, Path(home)) for name in ("exact", "fast")}}
         pictures = {name: [way(data) for data in files] for name, way in ways.items()}
@@ -44,9 +45,10 @@ def main(folder: Path, weights: Path | None) -> None:
             levels = [difference(*pair) for pair in zip(pictures[name], pictures["reference"], strict=True)]
             print(f"{name}: largest difference {max(levels)} levels")
             assert name == "fast" or max(levels) == 0
-        measure(ways, files)
+        rates = measure(ways, files, rounds)
         if weights is not None:
             agree(pictures, weights, Path(home))
+    return rates
 
 
 def reference(data: bytes) -> Pixels:
@@ -73,10 +75,10 @@ def difference(left: Pixels, right: Pixels) -> int:
     return int(np.abs(left.astype(np.int16) - right.astype(np.int16)).max())
 
 
-def measure(ways: dict[str, Decode], files: Sequence[bytes]) -> None:
+def measure(ways: dict[str, Decode], files: Sequence[bytes], rounds: int) -> dict[str, list[float]]:
     """Images a second of one core, and the ratio to the reference, which is measured beside each."""
     rates: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, way in ways.items():
             started = time.thread_time()
             for data in files:
@@ -85,6 +87,7 @@ def measure(ways: dict[str, Decode], files: Sequence[bytes]) -> None:
     for name, found in rates.items():
         ratio = median(ours / theirs for ours, theirs in zip(found, rates["reference"], strict=True))
         print(f"{name}: {median(found):.0f} images/s and core, {ratio:.2f} times the reference")
+    return rates
 
 
 def agree(pictures: dict[str, list[Pixels]], weights: Path, home: Path) -> None:
@@ -98,6 +101,12 @@ def agree(pictures: dict[str, list[Pixels]], weights: Path, home: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (2, 3):
-        raise SystemExit(__doc__)
-    main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) == 3 else None)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("weights", type=Path, nargs="?")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args()
+    measured = main(asked.folder, asked.weights, asked.rounds)
+    if asked.json:
+        print(json.dumps(measured))

@@ -49,6 +49,9 @@ class Usage:
     processes: int
     result: dict[str, Any]
 
+    def __str__(self) -> str:
+        return f"{self.seconds:.2f} s, CPU {self.cpu_seconds:.1f} s, at most {self.peak_bytes / 2**20:,.0f} MiB"
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -146,7 +149,9 @@ class _Watch:
         self._linger()
         self.reader.join(timeout=5)
         if self.process.returncode != 0 or self.result is None:
-            raise CommandFailed(f"ended with {self.process.returncode}" if self.process.returncode else "gave no result")
+            raise CommandFailed(
+                f"ended with {self.process.returncode}" if self.process.returncode else "gave no result"
+            )
         seconds, result = self.result
         cpu = max(self.tree.cpu_seconds, waited)
         return Usage(seconds, exited, cpu, self.peak, self.tree.processes, result)

@@ -1,13 +1,15 @@
 """Forward passes on this machine's CPU: OpenVINO against eager torch, in turn, with the same weights and pixels.
 
-    .venv/bin/python -m benchmarks.runtimes mobilenet_v3_small squeezenet1_0
+    .venv/bin/python -m benchmarks.runtimes mobilenet_v3_small squeezenet1_0 [--rounds 7] [--json]
 
-Prints, for each network, the median images a second of both and the median of the ratios of neighbouring runs.
+Prints, for each network, the median images a second of both and the median of the ratios of neighbouring runs. With --json the
+last line has the rates of every round.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
+import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,17 +25,18 @@ from tasks.models.runtimes import Logits, Pixels, open_runtime
 from tasks.settings import load_settings
 
 BATCH = 32
-ROUNDS = 7
+NETWORKS = ["mobilenet_v3_small", "squeezenet1_0"]
+
+Rates = dict[str, list[float]]
 
 
-def main(networks: list[str]) -> None:
-    """Measure each network."""
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {BATCH}, {ROUNDS} rounds in turn")
-    for name in networks:
-        measure(name)
+def main(networks: list[str], rounds: int) -> dict[str, Rates]:
+    """Measure each network; {network: {runtime: images a second, for each round}}."""
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {BATCH}, {rounds} rounds in turn")
+    return {name: measure(name, rounds) for name in networks}
 
 
-def measure(name: str) -> None:
+def measure(name: str, rounds: int) -> Rates:
     """Both runtimes in turn, after a warm-up."""
     with tempfile.TemporaryDirectory() as home:
         settings = load_settings(home=Path(home), device="cpu")
@@ -47,10 +50,11 @@ def measure(name: str) -> None:
                 return classifier(torch.from_numpy(batch)).numpy()  # type: ignore[no-any-return]
 
         assert np.array_equal(eager(pixels).argmax(1), runtime.forward(pixels).argmax(1)), "top-1 differs"
-        pairs = [(rate(runtime.forward, pixels), rate(eager, pixels)) for _ in range(ROUNDS)]
+        pairs = [(rate(runtime.forward, pixels), rate(eager, pixels)) for _ in range(rounds)]
         fast, slow = (median(pair[side] for pair in pairs) for side in (0, 1))
         ratio = median(left / right for left, right in pairs)
         print(f"{name}: OpenVINO {fast:.0f} images/s, eager torch {slow:.0f} images/s, ratio {ratio:.2f}")
+    return {"openvino": [pair[0] for pair in pairs], "eager": [pair[1] for pair in pairs]}
 
 
 def rate(forward: Callable[[Pixels], Logits], pixels: Pixels) -> float:
@@ -61,4 +65,11 @@ def rate(forward: Callable[[Pixels], Logits], pixels: Pixels) -> float:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["mobilenet_v3_small", "squeezenet1_0"])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("networks", nargs="*", default=NETWORKS)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args()
+    measured = main(asked.networks, asked.rounds)
+    if asked.json:
+        print(json.dumps(measured))

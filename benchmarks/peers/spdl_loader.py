@@ -1,8 +1,8 @@
 """SPDL: a pipeline of threads that loads, and a loop that predicts.
 
 Documented: "Migrating from PyTorch DataLoader" (https://facebookresearch.github.io/spdl/): the dataset's own loading in threads,
-`aggregate`, `default_collate`. Its faster decoder, spdl.io, needs FFmpeg's shared libraries, which no package of the index brings, and
-FFmpeg's pixels are not the reference's; it is not used.
+`aggregate`, `default_collate`. Its own decoder, spdl.io, is not used: it needs FFmpeg's shared libraries from the system, and
+FFmpeg's pixels are not the reference's.
 Tuned: uint8 crops by Pillow in threads, stacked once, and OpenVINO.
 """
 

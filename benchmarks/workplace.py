@@ -1,0 +1,58 @@
+"""Where the benchmark works and how much it does: the options of the command line, with the paths that follow from them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+OURS = PROJECT / ".venv" / "bin" / "python"
+THEIRS = PROJECT / ".venv-bench" / "bin" / "python"
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """`data` holds the photographs and the real weights; all that is made lies in `work` and can be deleted."""
+
+    data: Path
+    work: Path
+    images: int
+    rounds: int
+    sizes: tuple[int, int]
+    large_images: int
+    cached_images: int
+    families: tuple[str, ...] | None
+
+    @property
+    def photographs(self) -> Path:
+        """The folder of real photographs, with labels.csv."""
+        return self.data / "imagenet-sample"
+
+    @property
+    def squeezenet(self) -> Path:
+        """Real weights of SqueezeNet 1.0."""
+        return self.data / "squeezenet1_0.safetensors"
+
+    def folder(self, name: str) -> Path:
+        """A folder below `work`, made if it is not there."""
+        path = self.work / name
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def outer_environment(**changes: str) -> dict[str, str]:
+    """The environment of a contestant: no settings of the user's installation, and nobody reports home meanwhile."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AFTERIMAGE_", "AIRFLOW"))}
+    silent = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "DAFT_ANALYTICS_ENABLED": "0",
+        "SCARF_NO_ANALYTICS": "1",
+        "DO_NOT_TRACK": "1",
+    }
+    return {**kept, **silent, "PYTHONPATH": str(PROJECT), **changes}
