@@ -147,7 +147,7 @@ class _Watch:
             time.sleep(SWEEP_SECONDS)
         exited = time.perf_counter() - self.started
         self._linger()
-        self.reader.join(timeout=5)
+        self.reader.join(timeout=1)  # what was left behind may hold the stream open
         if self.process.returncode != 0 or self.result is None:
             raise CommandFailed(
                 f"ended with {self.process.returncode}" if self.process.returncode else "gave no result"
@@ -170,10 +170,10 @@ class _Watch:
     def _linger(self) -> None:
         """Daemons may outlive the process that started them by some seconds."""
         deadline = time.perf_counter() + LINGER_SECONDS
-        self.tree.sweep()
+        self._look()
         while self.tree.alive and time.perf_counter() < deadline:
             time.sleep(SWEEP_SECONDS)
-            self.tree.sweep()
+            self._look()
 
     def _look(self) -> None:
         self.tree.sweep()

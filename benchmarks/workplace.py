@@ -46,13 +46,18 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+# OpenVINO knows one switch only, CI; without it each import is reported to its makers, by a process of its own.
+_SILENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "DAFT_ANALYTICS_ENABLED": "0",
+    "SCARF_NO_ANALYTICS": "1",
+    "DO_NOT_TRACK": "1",
+    "CI": "true",
+}
+
+
 def outer_environment(**changes: str) -> dict[str, str]:
     """The environment of a contestant: no settings of the user's installation, and nobody reports home meanwhile."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("AFTERIMAGE_", "AIRFLOW"))}
-    silent = {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "DAFT_ANALYTICS_ENABLED": "0",
-        "SCARF_NO_ANALYTICS": "1",
-        "DO_NOT_TRACK": "1",
-    }
-    return {**kept, **silent, "PYTHONPATH": str(PROJECT), **changes}
+    # Unbuffered: the meter's clock stops at the line with the result, and must see it when it is written.
+    return {**kept, **_SILENT, "PYTHONPATH": str(PROJECT), "PYTHONUNBUFFERED": "1", **changes}

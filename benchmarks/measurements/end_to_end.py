@@ -96,7 +96,7 @@ def _against(network: Network, runs: Runs, own: str, names: Sequence[str], targe
     """Ours against the best of some forms."""
     seconds = {name: [usage.seconds for usage in runs[name]] for name in (*names, own)}
     best = rounds.best({name: seconds[name] for name in names})
-    images = len(runs[own]) and median(seconds[best]) / median(seconds[own])
+    medians = median(seconds[best]) / median(seconds[own])
     found = rounds.ratio(seconds[best], seconds[own])
     what = f"photographs to rows, {network.name}, {own}, against {best}"
-    return Finding(what, found, target, note, {"ratio_of_medians": images})
+    return Finding(what, found, target, note, {"ratio_of_medians": medians})

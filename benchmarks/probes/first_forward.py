@@ -56,7 +56,7 @@ def predict(shard: str, database: str, started: float) -> None:
         runtime.forward = timed  # type: ignore[method-assign]
         return runtime
 
-    runtimes.open_runtime = watched
+    runtimes.open_runtime = watched  # type: ignore[assignment]
     settings = load_settings(database=f"sqlite:///{database}")
     descriptor = ShardDescriptor.from_dict(json.loads(Path(shard).read_text()))
     called = time.monotonic()

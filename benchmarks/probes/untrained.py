@@ -33,7 +33,7 @@ def main(name: str, folder: Path, out: Path) -> None:
     take_statistics(network, images)
     spread_logits(network, images)
     save_file({key: value.contiguous().clone() for key, value in network.state_dict().items()}, out)
-    print(json.dumps({"labels": int(logits(network, images).argmax(1).unique().numel())}))
+    print(json.dumps({"labels": len(set(logits(network, images).argmax(1).tolist()))}))
 
 
 def take_statistics(network: nn.Module, images: Tensor) -> None:
@@ -44,7 +44,7 @@ def take_statistics(network: nn.Module, images: Tensor) -> None:
             module.momentum = None
     network.train()
     with torch.no_grad():
-        for batch in images.split(BATCH):
+        for batch in torch.split(images, BATCH):
             network(batch)
     network.eval()
 
@@ -63,7 +63,7 @@ def spread_logits(network: nn.Module, images: Tensor) -> None:
 def logits(network: nn.Module, images: Tensor) -> Tensor:
     """Of all images, in batches."""
     with torch.inference_mode():
-        return torch.cat([network(batch) for batch in images.split(BATCH)])
+        return torch.cat([network(batch) for batch in torch.split(images, BATCH)])
 
 
 if __name__ == "__main__":
