@@ -221,7 +221,7 @@ DAEMON = """
         os.setsid()
         if os.fork():
             os._exit(0)
-        # A grandchild whose parent is gone, in a session of its own, works when its grandparent has ended.
+        # A grandchild whose parent is gone, in a process group of its own, works when its grandparent has ended.
         if "clean" in {mode!r}:
             time.sleep(0.5)  # seen once, it then becomes another program without the mark in its environment
             os.execve(sys.executable, [sys.executable, "-c", {work!r}], {{}})
