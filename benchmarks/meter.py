@@ -48,6 +48,7 @@ class Usage:
     peak_bytes: int
     processes: int
     result: dict[str, Any]
+    meter_seconds: float = 0.0  # what the meter itself took of the CPU meanwhile
 
     def __str__(self) -> str:
         return f"{self.seconds:.2f} s, CPU {self.cpu_seconds:.1f} s, at most {self.peak_bytes / 2**20:,.0f} MiB"
@@ -127,6 +128,7 @@ class _Watch:
     def __init__(self, process: subprocess.Popen[bytes], tree: Tree, started: float) -> None:
         self.process, self.tree, self.started = process, tree, started
         self.peak = 0
+        self.own_seconds = time.process_time()
         self.next_reading = 0.0
         self.result: tuple[float, dict[str, Any]] | None = None
         assert process.stdout is not None
@@ -154,7 +156,8 @@ class _Watch:
             )
         seconds, result = self.result
         cpu = max(self.tree.cpu_seconds, waited)
-        return Usage(seconds, exited, cpu, self.peak, self.tree.processes, result)
+        meter_seconds = time.process_time() - self.own_seconds
+        return Usage(seconds, exited, cpu, self.peak, self.tree.processes, result, meter_seconds)
 
     def end(self) -> None:
         """Whatever of this run still lives is ended, process by process."""
