@@ -36,7 +36,7 @@ class Resampler:
     def __init__(self, interpolation: str, folder: Path) -> None:
         """`folder` keeps the compiled loops, so that only the first worker on a machine compiles them.
 
-        They are loaded by `load`, or with the first picture, which takes a second and a half.
+        They are loaded by `load`, or with the first picture, which takes half a second of processor time.
         """
         self._support = SUPPORT[interpolation]
         self._folder = folder
