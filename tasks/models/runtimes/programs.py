@@ -144,9 +144,20 @@ def build_package(classifier: Classifier, example: Tensor, file: Path) -> None:
     from torch._inductor import aoti_compile_and_package
     from torch._inductor.utils import fresh_cache
 
+    if example.device.type == "cuda":
+        _find_headers()
     with fresh_cache(dir=str(file.parent)), torch.inference_mode():
         exported = torch.export.export(classifier, (example,))
         aoti_compile_and_package(exported, package_path=str(file))
+
+
+def _find_headers() -> None:
+    """Let the compiler have CUDA's headers from the wheel that torch itself came with, where no toolkit is installed."""
+    from torch.utils import cpp_extension
+
+    wheels = sorted(Path(torch.__file__).parent.parent.glob("nvidia/cu*/include/cuda_runtime.h"))
+    if cpp_extension.CUDA_HOME is None and wheels:
+        cpp_extension.CUDA_HOME = str(wheels[-1].parent.parent)
 
 
 def _load(file: Path, target: Target) -> Program:
