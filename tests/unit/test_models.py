@@ -643,6 +643,28 @@ def test_cuda_that_is_not_there_is_a_matter_of_configuration() -> None:
         choose_device(load_settings(device="cuda"))
 
 
+@pytest.mark.parametrize(
+    ("wanted", "there", "device"),
+    [("auto", 2, "cuda"), ("cuda", 1, "cuda"), ("cuda:1", 2, "cuda:1"), ("cuda:0", 1, "cuda:0"), ("cpu", 2, "cpu")],
+)
+def test_of_several_gpus_a_worker_takes_the_one_that_is_named(
+    wanted: str, there: int, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    monkeypatch.setattr("os.path.exists", lambda _: True)
+
+    assert choose_device(load_settings(device=wanted)) == device
+
+
+def test_a_gpu_that_is_not_there_is_named_with_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+    with pytest.raises(ConfigurationError, match="'cuda:2', and torch finds 2 CUDA devices"):
+        choose_device(load_settings(device="cuda:2"))
+
+
 class Planted:
     """What a pickle can do to whoever loads it."""
 
