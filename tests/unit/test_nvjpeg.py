@@ -169,6 +169,18 @@ def test_what_is_damaged_fails_alone() -> None:
         assert difference(out[number], group[number], decoder._spec) <= TOLERANCE
 
 
+@pytest.mark.parametrize("lost", [2, 40, 1_000])
+def test_a_file_without_its_end_never_reaches_the_device(lost: int) -> None:
+    """nvJPEG may fill what is missing with grey, and say nothing."""
+    decoder, fallback = open_cpu()
+    device = decoder._decode_jpegs = Device(decoder, lambda _: None)
+    cut = jpeg()[:-lost]
+
+    decoder.decode_group([cut], canvas(1))
+
+    assert (device.groups, fallback.asked) == ([], [cut])
+
+
 def test_one_picture_is_a_group_of_one() -> None:
     decoder, _ = open_cpu()
     alone, out = canvas(1)[0], canvas(1)
@@ -298,6 +310,21 @@ def test_a_header_is_read_without_the_pixels() -> None:
     assert header is not None
     assert (header.frame, header.bits, header.width, header.height) == (0xC0, 8, 90, 70)
     assert header.sampling == ((2, 2), (1, 1), (1, 1))
+
+
+def test_either_mark_of_rgb_is_enough() -> None:
+    """By Adobe's transform 0, or by components that are named R, G and B: libjpeg-turbo and browsers go by both."""
+    both = as_rgb_components()
+    adobe, frame = both.index(b"Adobe"), both.index(b"\xff\xc0")
+    named = both[: adobe + 11] + b"\x01" + both[adobe + 12 :]
+    marked = bytearray(both)
+    for number in range(3):
+        marked[frame + 10 + 3 * number] = number + 1
+    unmarked = bytearray(named)
+    unmarked[frame:] = marked[frame:]
+
+    found = [read_header(bytes(data)) for data in (both, named, marked, unmarked)]
+    assert [header is not None and header.is_common for header in found] == [False, False, False, True]
 
 
 @pytest.mark.parametrize("cut", [0, 1, 2, 3, 5, 20, 150, 170])

@@ -286,6 +286,17 @@ def test_threads_that_run_out_of_memory_together_halve_once(small: Small) -> Non
         np.testing.assert_allclose(logits, expected(batch), atol=1e-6)
 
 
+def test_a_thread_that_hears_late_of_a_smaller_batch_does_not_enlarge_it(small: Small) -> None:
+    opened = runtime()
+    opened.forward(noise(32))
+    lane = opened._lanes.queue[0]
+
+    opened._halve(32)
+
+    assert opened.batch_size == 4
+    assert list(opened._lanes.queue) == [lane]
+
+
 def test_memory_that_runs_out_while_lanes_are_made_halves_the_batch(tmp_path: Path) -> None:
     class Tight(TorchRuntime):
         def _make_lanes(self) -> Any:
