@@ -27,6 +27,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -76,7 +77,7 @@ def print_machine(files: Sequence[bytes]) -> None:
     except (OSError, subprocess.CalledProcessError):
         driver = "unknown"
     print(f"device       {torch.cuda.get_device_name()}, {len(os.sched_getaffinity(0))} CPU cores")
-    print(f"driver       {driver}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}")
+    print(f"driver       {driver}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}")  # type: ignore[no-untyped-call]
     print(f"versions     torch {torch.__version__}, torchvision {torchvision.__version__}, numpy {np.__version__}")
     print(f"pictures     {len(files)}, {sum(map(len, files)) / len(files) / 1e3:.0f} kB each on average")
 
@@ -133,9 +134,12 @@ def forward_ways(name: str, home: Path, batch: int | None) -> Iterator[tuple[str
 def by_streams(runtime: Runtime) -> Rate:
     """As many threads in `forward` as it has streams."""
 
+    def count(pixels: Pixels) -> int:
+        return len(runtime.forward(pixels))
+
     def rate(seconds: float) -> float:
         buffers = [filled(runtime.buffer()) for _ in range(runtime.streams)]
-        return images_per_second(seconds, [lambda mine=each: len(runtime.forward(mine)) for each in buffers])
+        return images_per_second(seconds, [partial(count, each) for each in buffers])
 
     return rate
 
@@ -197,7 +201,8 @@ def images_per_second(seconds: float, works: Sequence[Callable[[], int]]) -> flo
 
 def decoding_ways(files: Sequence[bytes], home: Path) -> Iterator[tuple[str, Rate]]:
     """nvJPEG in one and two threads, and exact-1 on all cores."""
-    for policy, threads in (("nvjpeg-1", 1), ("nvjpeg-1", 2), ("exact-1", len(os.sched_getaffinity(0)))):
+    ways: list[tuple[Policy, int]] = [("nvjpeg-1", 1), ("nvjpeg-1", 2), ("exact-1", len(os.sched_getaffinity(0)))]
+    for policy, threads in ways:
         spec = spec_of("decoding", "fp32", policy).preprocessing
         decoder = open_decoder(spec, home, len(files) * 1_000, "cuda")
         yield f"{policy}, {threads} threads", by_threads(decoder, files, threads)
@@ -207,11 +212,11 @@ def by_threads(decoder: Decoder | NvjpegDecoder, files: Sequence[bytes], threads
     """Groups of files into arrays, in that many threads."""
 
     def work(turn: Iterator[bytes], out: Pixels) -> int:
-        must_succeed(decoder.decode_group(list(itertools.islice(turn, len(out))), out))
+        must_succeed(decoder.decode_group(list(itertools.islice(turn, len(out))), list(out)))
         return len(out)
 
     def rate(seconds: float) -> float:
-        turns = [itertools.cycle(files[number:] + files[:number]) for number in range(threads)]
+        turns = [itertools.cycle([*files[number:], *files[:number]]) for number in range(threads)]
         outs = [np.empty((min(decoder.group, GROUP), CROP, CROP, 3), np.uint8) for _ in range(threads)]
         works = [lambda turn=turn, out=out: work(turn, out) for turn, out in zip(turns, outs, strict=True)]
         return images_per_second(seconds, works)
@@ -275,7 +280,7 @@ class Chain:
             data = list(itertools.islice(self.files, len(buffer)))
         for at in range(0, len(buffer), self.decoder.group):
             rows = buffer[at : at + self.decoder.group]
-            must_succeed(self.decoder.decode_group(data[at : at + len(rows)], rows))
+            must_succeed(self.decoder.decode_group(data[at : at + len(rows)], list(rows)))
         self.full.put(buffer)
         return 0
 
@@ -295,7 +300,7 @@ def alternating(files: Sequence[bytes], forward: Callable[[Pixels], Logits], dec
     turn, pixels = itertools.cycle(files), np.empty((64, CROP, CROP, 3), np.uint8)
 
     def work() -> int:
-        must_succeed(decoder.decode_group(list(itertools.islice(turn, len(pixels))), pixels))
+        must_succeed(decoder.decode_group(list(itertools.islice(turn, len(pixels))), list(pixels)))
         return len(forward(pixels))
 
     return lambda seconds: images_per_second(seconds, [work])
