@@ -3,6 +3,7 @@
 base.py      ImageObject, Blob and the ObjectStore protocol
 local.py     a folder
 s3.py        S3 and its compatibles, through boto3
+gets.py      the GETs among it, through obstore where that can
 """
 
 from __future__ import annotations

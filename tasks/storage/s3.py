@@ -23,7 +23,7 @@ from tasks.errors import (
 )
 from tasks.settings import Settings
 from tasks.storage.base import PAGE_OBJECTS, Blob, ImageObject
-from tasks.storage.gets import CONNECT_SECONDS, READ_SECONDS, Addresses, FastGets
+from tasks.storage.gets import READ_SECONDS, Addresses, FastGets
 
 if TYPE_CHECKING:
     from boto3.session import Session
@@ -58,7 +58,7 @@ def _client(session: Session, settings: Settings) -> S3Client:
         aws_access_key_id=settings.s3_access_key,
         aws_secret_access_key=secret.get_secret_value() if secret else None,
         config=Config(
-            connect_timeout=CONNECT_SECONDS,
+            connect_timeout=5,
             read_timeout=READ_SECONDS,
             retries={"mode": "standard", "total_max_attempts": 5},
             max_pool_connections=max(10, settings.readers),

@@ -155,13 +155,13 @@ def test_what_is_read_is_what_was_put_under_exactly_that_key(both: tuple[S3Store
 # Answers
 
 
-def test_an_object_comes_through_obstore_over_one_connection(server: Server) -> None:
+def test_an_object_comes_through_obstore_over_connections_that_are_used_again(server: Server) -> None:
     store = store_over(server.endpoint)
 
     blobs = [store.read(f"{number}.png", "abc") for number in range(20)]
 
     assert set(server.clients) == {"obstore"}
-    assert len(server.connections) == 1
+    assert len(server.connections) <= 3  # One goes back to the others a moment after its answer.
     assert {blob.data for blob in blobs} == {b"pixels"}
     assert (blobs[0].etag, blobs[0].last_modified) == ("abc", datetime(2026, 3, 1, 6, tzinfo=UTC))
     assert type(blobs[0].data) is bytes
