@@ -11,11 +11,13 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from posixpath import normpath
+from typing import ClassVar
 from urllib.parse import quote, unquote
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from obstore import Bytes
 from obstore.exceptions import GenericError
 
 from tasks.errors import AccessDenied, ConfigurationError, ObjectChanged, ObjectVanished, TransientStorageError
@@ -279,6 +281,21 @@ def test_what_fails_once_is_read_by_boto3_and_the_next_by_obstore_again(server: 
     assert server.clients == ["obstore", "boto3", "obstore"]
 
 
+def test_failures_that_are_not_in_a_row_do_not_tire_it(server: Server) -> None:
+    def answer(request: Request) -> Answer:
+        fails = request.by == "obstore" and request.path.endswith("bad.png")
+        return Answer.error(500, "InternalError") if fails else Answer()
+
+    server.answer = answer
+    store = store_over(server.endpoint)
+
+    for _ in range(FAILURES_IN_A_ROW + 1):
+        store.read("bad.png", None)
+        store.read("good.png", None)
+
+    assert server.clients == ["obstore", "boto3", "obstore"] * (FAILURES_IN_A_ROW + 1)
+
+
 def test_obstore_rests_after_failures_in_a_row_and_wakes(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gets, "REST_SECONDS", 0.3)
     server.answer = lambda request: Answer.error(403, "AccessDenied") if request.by == "obstore" else Answer()
@@ -324,6 +341,23 @@ def test_a_bucket_in_another_region_is_read_there_once_boto3_knows_it(
 
     assert store.read("a.png", None).data == b"pixels"
     assert server.clients == ["obstore"]
+
+
+class Short:
+    """What obstore would give if its transport let a short body through."""
+
+    meta: ClassVar = {"size": 7, "e_tag": '"abc"', "last_modified": datetime(2026, 3, 1, tzinfo=UTC)}
+
+    @staticmethod
+    def bytes() -> Bytes:
+        return Bytes(b"pixels")
+
+
+def test_a_body_that_is_too_short_is_not_taken(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("obstore.get", lambda *_arguments, **_options: Short)
+
+    assert store_over(server.endpoint).read("a.png", None).data == b"pixels"
+    assert server.clients == ["boto3"]
 
 
 def test_an_answer_without_its_whole_body_is_not_taken(server: Server) -> None:

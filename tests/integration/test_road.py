@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -118,12 +119,12 @@ def test_an_object_deleted_after_the_listing_vanished(
 
 def at_first_read(monkeypatch: pytest.MonkeyPatch, happen: Callable[[], object]) -> None:
     """Something happens to the folder after it was listed and before its first object is read."""
-    read, done = LocalStore.read, []
+    read, done, first = LocalStore.read, [], threading.Lock()
 
     def reading(self: LocalStore, key: str, etag: str | None) -> Blob:
-        if not done:
-            done.append(True)
-            happen()
+        with first:  # The other readers wait until it has happened.
+            if not done:
+                done.append(happen())
         return read(self, key, etag)
 
     monkeypatch.setattr(LocalStore, "read", reading)

@@ -144,6 +144,7 @@ def test_checksums_are_computed_for_compatibles_only_when_they_ask(endpoint: str
 
     assert (config.request_checksum_calculation, config.response_checksum_validation) == (when, when)
     assert (config.connect_timeout, config.read_timeout, config.retries["mode"]) == (5, 60, "standard")
+    assert config.max_pool_connections == 64  # as many as may be in flight
 
 
 def test_more_than_a_page_of_objects_comes_in_pages(filled: Filled) -> None:
