@@ -705,3 +705,19 @@ def test_a_conversion_is_reported_to_nobody(tmp_path: Path) -> None:
     environment.pop("CI", None)
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], env=environment, check=True)
     assert not (tmp_path / "intel").exists()
+
+
+def test_every_core_has_a_network_and_all_give_the_same_logits(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from tasks.models.runtimes import openvino_runtime
+
+    monkeypatch.setattr(openvino_runtime, "cores", lambda: 3)
+    settings = load_settings(home=home, device="cpu")
+    runtime = open_runtime(resolve_model("torchvision:mobilenet_v3_small?weights=random&seed=0", settings), settings)
+    pixels = np.random.default_rng(0).integers(0, 256, (runtime.batch_size, 224, 224, 3), dtype=np.uint8)
+    assert (runtime.streams, runtime.buffer().shape) == (3, pixels.shape)
+
+    alone = runtime.forward(pixels)
+    with ThreadPoolExecutor(6) as pool:
+        assert all(np.array_equal(alone, logits) for logits in pool.map(runtime.forward, [pixels] * 12))

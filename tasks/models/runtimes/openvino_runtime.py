@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,16 +26,25 @@ from tasks.processors import cores
 # Small batches stay in a core's cache: measured rates rise up to 4 to 8 images and fall from 16 on.
 BATCH_SIZE = 8
 
+# One thread, and not tied to a core, because decoding needs the same ones.
+ALONE: dict[str, Any] = {
+    "INFERENCE_PRECISION_HINT": "f32",
+    "NUM_STREAMS": 1,
+    "INFERENCE_NUM_THREADS": 1,
+    "ENABLE_CPU_PINNING": False,
+}
+
 # torch traces one module at a time.
 _TRACING = threading.Lock()
 
 
 class OpenVinoRuntime:
-    """A compiled network on the CPU, in as many streams of one thread as there are cores.
+    """A network on the CPU, compiled once for each core and run there in one thread.
 
     Threads that share one forward pass wait for each other at the end of every layer, and longest where decoding takes
-    the cores in between. Streams of one thread never wait, and the rule needs no tuning: as many as cores, and the
-    bounded queues keep decoders back where the network is slower (docs/performance.md has the figures).
+    the cores in between. Networks of one thread never wait, and the rule needs no tuning: as many as cores, and the
+    bounded queues keep decoders back where the network is slower. OpenVINO's own streams would share the weights, and
+    give wrong answers in int8 (docs/decisions/0010).
     """
 
     device = "cpu"
@@ -48,18 +58,12 @@ class OpenVinoRuntime:
         self.streams, self.batch_size = cores(), batch_size or BATCH_SIZE
         crop = bundle.spec.preprocessing.crop
         self._shape = (self.batch_size, crop, crop, 3)
-        network = core.compile_model(folder / "model.xml", "CPU", self._properties())
         self._free = queue.SimpleQueue[Any]()
-        for _ in range(self.streams):
-            self._free.put(network.create_infer_request())
-
-    def _properties(self) -> dict[str, Any]:
-        return {
-            "INFERENCE_PRECISION_HINT": "f32",
-            "NUM_STREAMS": self.streams,
-            "INFERENCE_NUM_THREADS": self.streams,
-            "ENABLE_CPU_PINNING": False,  # decoding needs the same cores
-        }
+        with ThreadPoolExecutor(self.streams) as pool:
+            for network in pool.map(
+                lambda _: core.compile_model(folder / "model.xml", "CPU", ALONE), range(self.streams)
+            ):
+                self._free.put(network.create_infer_request())
 
     def buffer(self) -> Pixels:
         """See Runtime.buffer."""
