@@ -13,6 +13,8 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -21,10 +23,11 @@ import torch
 
 from tasks.models.loading import load_classifier
 from tasks.models.resolving import resolve_model
-from tasks.models.runtimes import Logits, Pixels, open_runtime
+from tasks.models.runtimes import Logits, Pixels, Runtime, open_runtime
 from tasks.settings import load_settings
 
 BATCH = 32
+IMAGES = 128
 NETWORKS = ["mobilenet_v3_small", "squeezenet1_0"]
 
 Rates = dict[str, list[float]]
@@ -32,7 +35,7 @@ Rates = dict[str, list[float]]
 
 def main(networks: list[str], rounds: int) -> dict[str, Rates]:
     """Measure each network; {network: {runtime: images a second, for each round}}."""
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {BATCH}, {rounds} rounds in turn")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batches of {BATCH}; {rounds} rounds in turn")
     return {name: measure(name, rounds) for name in networks}
 
 
@@ -42,23 +45,32 @@ def measure(name: str, rounds: int) -> Rates:
         settings = load_settings(home=Path(home), device="cpu")
         bundle = resolve_model(f"torchvision:{name}?weights=random&seed=0", settings)
         crop = bundle.spec.preprocessing.crop
-        pixels = np.random.default_rng(0).integers(0, 256, (BATCH, crop, crop, 3), dtype=np.uint8)
+        pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, crop, crop, 3), dtype=np.uint8)
         classifier, runtime = load_classifier(bundle), open_runtime(bundle, settings)
 
-        def eager(batch: Pixels) -> Logits:
+        def eager(images: Pixels) -> Logits:
             with torch.inference_mode():
-                return classifier(torch.from_numpy(batch)).numpy()  # type: ignore[no-any-return]
+                batches = [classifier(torch.from_numpy(batch)) for batch in np.split(images, IMAGES // BATCH)]
+            return torch.cat(batches).numpy()
 
-        assert np.array_equal(eager(pixels).argmax(1), runtime.forward(pixels).argmax(1)), "top-1 differs"
-        pairs = [(rate(runtime.forward, pixels), rate(eager, pixels)) for _ in range(rounds)]
+        with ThreadPoolExecutor(runtime.streams) as pool:
+            ours = partial(on_all_streams, runtime, pool)
+            assert np.array_equal(eager(pixels).argmax(1), ours(pixels).argmax(1)), "top-1 differs"
+            pairs = [(rate(ours, pixels), rate(eager, pixels)) for _ in range(rounds)]
         fast, slow = (median(pair[side] for pair in pairs) for side in (0, 1))
         ratio = median(left / right for left, right in pairs)
         print(f"{name}: OpenVINO {fast:.0f} images/s, eager torch {slow:.0f} images/s, ratio {ratio:.2f}")
     return {"openvino": [pair[0] for pair in pairs], "eager": [pair[1] for pair in pairs]}
 
 
+def on_all_streams(runtime: Runtime, pool: ThreadPoolExecutor, images: Pixels) -> Logits:
+    """Logits of many images, in batches of the runtime's size and on all of its streams, as a shard runs them."""
+    batches = [images[start : start + runtime.batch_size] for start in range(0, len(images), runtime.batch_size)]
+    return np.concatenate(list(pool.map(runtime.forward, batches)))
+
+
 def rate(forward: Callable[[Pixels], Logits], pixels: Pixels) -> float:
-    """Images a second of one forward pass."""
+    """Images a second."""
     started = time.perf_counter()
     forward(pixels)
     return len(pixels) / (time.perf_counter() - started)

@@ -37,7 +37,7 @@ def _measure(place: Workplace, report: Report, network: Network) -> None:
     in_turn = list(zip(found["best"], found["few"], found["many"], strict=True))
     whole = median(100 * many / seconds / best["rate"] for best, _, seconds in in_turn)
     steady = median(100 * (many - few) / (more - less) / best["rate"] for best, less, more in in_turn)
-    note = f"1 / (decode / {cores()} + forward) = {median(best['rate'] for best in found['best']):.0f} images/s"
+    note = f"1 / (decode + forward) on {cores()} cores = {median(best['rate'] for best in found['best']):.0f} images/s"
     what = f"share of the ceiling, {network.name}, fp32"
     report.add(
         Finding(f"{what}, {many:,} photographs, start-up included", whole, SHARE, note),
@@ -49,7 +49,7 @@ def best_rate(place: Workplace, network: Network) -> dict[str, float]:
     """Images a second if every core were always decoding or in the forward pass."""
     command = [str(OURS), "-m", "benchmarks.probes.ceiling", network.uri, str(photographs.real(place))]
     cost = meter.run(command, environment(network.home), place.folder("logs") / "ceiling").result
-    return {**cost, "rate": 1 / (cost["decode_seconds"] / cores() + cost["forward_seconds"])}
+    return {**cost, "rate": 1 / (cost["decode_seconds"] + cost["forward_seconds"])}
 
 
 def _seconds(place: Workplace, contestant: Contestant, images: int) -> float:
