@@ -721,3 +721,11 @@ def test_every_core_has_a_network_and_all_give_the_same_logits(home: Path, monke
     alone = runtime.forward(pixels)
     with ThreadPoolExecutor(6) as pool:
         assert all(np.array_equal(alone, logits) for logits in pool.map(runtime.forward, [pixels] * 12))
+
+
+def test_a_row_does_not_depend_on_the_batch_that_it_comes_with(home: Path) -> None:
+    settings = load_settings(home=home, device="cpu")
+    runtime = open_runtime(resolve_model("torchvision:mobilenet_v3_small?weights=random&seed=0", settings), settings)
+    pixels = np.random.default_rng(1).integers(0, 256, (runtime.batch_size, 224, 224, 3), dtype=np.uint8)
+    together = runtime.forward(pixels)
+    assert np.array_equal(np.concatenate([runtime.forward(pixels[:3]), runtime.forward(pixels[3:])]), together)

@@ -60,20 +60,27 @@ class OpenVinoRuntime:
         self._shape = (self.batch_size, crop, crop, 3)
         self._free = queue.SimpleQueue[Any]()
         with ThreadPoolExecutor(self.streams) as pool:
-            for network in pool.map(
-                lambda _: core.compile_model(folder / "model.xml", "CPU", ALONE), range(self.streams)
-            ):
-                self._free.put(network.create_infer_request())
+            for request in pool.map(lambda _: self._compile(core, folder / "model.xml"), range(self.streams)):
+                self._free.put(request)
+
+    def _compile(self, core: Any, path: Path) -> Any:
+        model = core.read_model(path)
+        model.reshape(list(self._shape))  # a batch of known size is a tenth faster (MobileNetV3-Small)
+        return core.compile_model(model, "CPU", ALONE).create_infer_request()
 
     def buffer(self) -> Pixels:
         """See Runtime.buffer."""
         return np.empty(self._shape, np.uint8)
 
     def forward(self, pixels: Pixels) -> Logits:
-        """See Runtime.forward."""
+        """See Runtime.forward. A batch that is not full is filled up, so rows do not depend on what they come with."""
+        batch = pixels
+        if len(pixels) < self.batch_size:
+            batch = self.buffer()
+            batch[: len(pixels)], batch[len(pixels) :] = pixels, 0
         request = self._free.get()
         try:
-            return request.infer([pixels])[0].copy()  # type: ignore[no-any-return]
+            return request.infer([batch])[0][: len(pixels)].copy()  # type: ignore[no-any-return]
         finally:
             self._free.put(request)
 
