@@ -138,9 +138,9 @@ def test_a_long_shard_gives_up_its_slot_and_spends_no_retry(
 
     predict, calls = road.predict_shard, []
 
-    def impatient(shard: Any, *arguments: Any, stop_after: timedelta) -> dict[str, int]:
+    def impatient(shard: Any, *arguments: Any, stop_after: timedelta, **named: Any) -> dict[str, int]:
         calls.append(stop_after)
-        return predict(replace(shard, commit_images=6), *arguments, stop_after=timedelta(0))
+        return predict(replace(shard, commit_images=6), *arguments, stop_after=timedelta(0), **named)
 
     monkeypatch.setattr(road, "predict_shard", impatient)
     dag = dags["predict_plain"]
