@@ -80,8 +80,8 @@ from tasks.settings import find_pipeline
 os.environ["AFTERIMAGE_PIPELINES"] = str(wanted)
 
 predict = road.predict_shard
-road.predict_shard = lambda shard, *given, stop_after: predict(
-    replace(shard, commit_images=8), *given, stop_after=timedelta(0)
+road.predict_shard = lambda shard, *given, stop_after, **named: predict(
+    replace(shard, commit_images=8), *given, stop_after=timedelta(0), **named
 )
 pipeline = find_pipeline(wanted, "daily").model_copy(update={"name": "impatient", "schedule": None})
 dag = predict_images.build(pipeline.model_copy(update={"model": str(wanted.with_name("other-model"))}))
