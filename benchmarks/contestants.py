@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import gate, meter, networks
+from benchmarks import gate, meter, networks, workplace
 from benchmarks.gate import Bar
 from benchmarks.meter import CommandFailed, Usage
 from benchmarks.networks import Network
@@ -55,7 +55,7 @@ class Contestant:
         for leftover in database.parent.glob(f"{database.name}*"):
             leftover.unlink()
         if self.family == OURS:  # The tables are there before, as after `./afterimage migrate`; rows are not.
-            migrate = [str(networks.OURS), "-m", "tasks", "migrate", "--database", f"sqlite:///{database}"]
+            migrate = [str(workplace.OURS), "-m", "tasks", "migrate", "--database", f"sqlite:///{database}"]
             subprocess.run(migrate, env=self.environment, check=True, capture_output=True)
         scratch = tempfile.mkdtemp(prefix="bench-")  # short: Ray puts sockets below it
         try:
