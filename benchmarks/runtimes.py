@@ -2,7 +2,8 @@
 
     .venv/bin/python -m benchmarks.runtimes mobilenet_v3_small squeezenet1_0 [--rounds 7] [--json]
 
-Prints, for each network, the median images a second of both and the median of the ratios of neighbouring runs. With --json the
+Eager torch runs as its documentation shows it, on a contiguous float batch, and once in channels_last. Prints, for each
+network, the median images a second and the median of the ratios of neighbouring runs. With --json the
 last line has the rates of every round.
 """
 
@@ -48,19 +49,34 @@ def measure(name: str, rounds: int) -> Rates:
         pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, crop, crop, 3), dtype=np.uint8)
         classifier, runtime = load_classifier(bundle), open_runtime(bundle, settings)
 
-        def eager(images: Pixels) -> Logits:
+        def eager(images: Pixels, layout: torch.memory_format = torch.contiguous_format) -> Logits:
+            found = []
             with torch.inference_mode():
-                batches = [classifier(torch.from_numpy(batch)) for batch in np.split(images, IMAGES // BATCH)]
-            return torch.cat(batches).numpy()
+                for batch in np.split(images, IMAGES // BATCH):
+                    values = torch.from_numpy(batch).permute(0, 3, 1, 2).to(torch.float32) / 255.0
+                    normal = ((values - classifier.mean) / classifier.std).contiguous(memory_format=layout)
+                    found.append(classifier.network(normal))
+            return torch.cat(found).numpy()
 
         with ThreadPoolExecutor(runtime.streams) as pool:
             ours = partial(on_all_streams, runtime, pool)
             assert np.array_equal(eager(pixels).argmax(1), ours(pixels).argmax(1)), "top-1 differs"
-            pairs = [(rate(ours, pixels), rate(eager, pixels)) for _ in range(rounds)]
-        fast, slow = (median(pair[side] for pair in pairs) for side in (0, 1))
-        ratio = median(left / right for left, right in pairs)
-        print(f"{name}: OpenVINO {fast:.0f} images/s, eager torch {slow:.0f} images/s, ratio {ratio:.2f}")
-    return {"openvino": [pair[0] for pair in pairs], "eager": [pair[1] for pair in pairs]}
+            ways: dict[str, Callable[[Pixels], Logits]] = {
+                "openvino": ours,
+                "eager": eager,
+                "channels_last": partial(eager, layout=torch.channels_last),
+            }
+            rates: Rates = {way: [] for way in ways}
+            for _ in range(rounds):
+                for way, forward in ways.items():
+                    rates[way].append(rate(forward, pixels))
+    fast = rates["openvino"]
+    for way in ("eager", "channels_last"):
+        ratio = median(left / right for left, right in zip(fast, rates[way], strict=True))
+        print(
+            f"{name}: OpenVINO {median(fast):.0f} images/s, {way} {median(rates[way]):.0f} images/s, ratio {ratio:.2f}"
+        )
+    return rates
 
 
 def on_all_streams(runtime: Runtime, pool: ThreadPoolExecutor, images: Pixels) -> Logits:
