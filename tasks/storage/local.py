@@ -86,8 +86,9 @@ class LocalStore:
     def _walk(self, folder: str, prefix: str) -> Iterator[ImageObject]:
         """The files of a folder as the system gives them, then those of its folders: only names of folders are kept."""
         folders: list[str] = []
+        above = "" if folder == self.root else os.path.relpath(folder, self.root) + "/"
         for entry in self._entries(folder):
-            key = os.path.relpath(entry.path, self.root)
+            key = above + entry.name
             if entry.is_dir(follow_symlinks=False):
                 if _may_hold(f"{key}/", prefix):
                     folders.append(entry.path)
@@ -113,7 +114,8 @@ class LocalStore:
 
     def _image(self, entry: os.DirEntry[str], key: str) -> ImageObject | None:
         try:
-            self._inside(key)
+            if entry.is_symlink():  # Folders on the way are none: links to folders are not walked into.
+                self._inside(key)
             key.encode("utf-8")
             found = entry.stat()
         except FileNotFoundError:
