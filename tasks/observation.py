@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tasks.stage_times import Times
+from tasks.stage_times import StageTimes, Times
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +25,8 @@ class Observation:
 
 def since(before: Times, now: Times) -> tuple[dict[str, float], dict[str, float]]:
     """Busy seconds, and shares of the capacity, of each stage between two looks at a shard's times."""
-    seconds: dict[str, float] = {}
-    shares: dict[str, float] = {}
+    spent: Times = {}
     for stage, times in now.items():
-        earlier = before.get(stage)
-        seconds[stage] = times.busy - (earlier.busy if earlier else 0.0)
-        capacity = times.capacity - (earlier.capacity if earlier else 0.0)
-        shares[stage] = min(1.0, seconds[stage] / capacity) if capacity > 0 else 0.0
-    return seconds, shares
+        earlier = before.get(stage, StageTimes())
+        spent[stage] = StageTimes(busy=times.busy - earlier.busy, capacity=times.capacity - earlier.capacity)
+    return {stage: one.busy for stage, one in spent.items()}, {stage: one.share for stage, one in spent.items()}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 BASELINE = 0xC0
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the gaps are tables, not frames
+APP1 = 0xE1  # EXIF and XMP
 _START_OF_SCAN, _APP14 = 0xDA, 0xEE
 _RGB_TRANSFORM = 0  # Adobe's mark for three components that are RGB as they stand
 _RGB_NAMES = tuple(b"RGB")  # the mark of others
@@ -40,7 +41,7 @@ def read_header(data: bytes) -> JpegHeader | None:
     """The header of a JPEG, or None where there is none, or no whole one."""
     adobe: int | None = None
     found: JpegHeader | None = None
-    for marker, at, end in _segments(data):
+    for marker, at, end in segments(data):
         if marker == _APP14 and data[at : at + 5] == b"Adobe" and end - at >= 12:
             adobe = data[at + 11]
         elif marker in _FRAMES and found is None:
@@ -59,7 +60,7 @@ def _frame(marker: int, body: bytes) -> JpegHeader | None:
     return JpegHeader(marker, body[0], width, height, tuple(body[6:end:3]), factors)
 
 
-def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """(marker, first byte, end) of each segment up to the first scan."""
     at = 2
     while data[:2] == b"\xff\xd8" and at + 4 <= len(data) and data[at] == 0xFF:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
 from math import ceil
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image
 
 from tasks.inference.geometry import crop_of
+from tasks.inference.header import APP1, segments
 from tasks.inference.resampling import Resampler
 from tasks.models.bundle import Preprocessing
 
@@ -36,8 +37,7 @@ _TURNS: dict[int, Turn] = {
     7: lambda stored: stored.T[::-1, ::-1],
     8: lambda stored: stored.T[::-1],
 }
-_SIDEWAYS = (5, 6, 7, 8)
-_APP1, _START_OF_SCAN = 0xE1, 0xDA
+SIDEWAYS = (5, 6, 7, 8)  # orientations in which stored rows are columns
 
 
 class JpegDecoder:
@@ -80,7 +80,7 @@ class JpegDecoder:
         try:
             height, width, colours, _ = self._simplejpeg.decode_jpeg_header(data)
             orientation = orientation_of(data)
-            upright = (height, width) if orientation in _SIDEWAYS else (width, height)
+            upright = (height, width) if orientation in SIDEWAYS else (width, height)
             where = crop_of(*upright, self._spec.resize, self._spec.crop)
             fits = width * height <= max_pixels and where.size[0] * where.size[1] <= max_pixels
             if not (fits and where.rows_first) or colours not in ("YCbCr", "Gray", "RGB"):
@@ -128,7 +128,8 @@ class JpegDecoder:
 
 def orientation_of(data: bytes) -> int:
     """1 to 8, by EXIF or XMP as Pillow reads them; 1 where neither says anything that makes sense."""
-    if not any(segment.startswith(b"Exif") or b"tiff:Orientation" in segment for segment in _app1(data)):
+    told = (data[at:end] for marker, at, end in segments(data) if marker == APP1)
+    if not any(segment.startswith(b"Exif") or b"tiff:Orientation" in segment for segment in told):
         return 1
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
@@ -144,13 +145,3 @@ def stated_orientation(image: Image.Image) -> int:
         return found if found in _TURNS else 1
     except Exception:  # Broken EXIF says nothing about the orientation; the pixels may still be whole.
         return 1
-
-
-def _app1(data: bytes) -> Iterator[bytes]:
-    """The segments that hold EXIF or XMP: all of them lie before the picture itself."""
-    at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != _START_OF_SCAN:
-        size = int.from_bytes(data[at + 2 : at + 4], "big")
-        if data[at + 1] == _APP1:
-            yield data[at + 4 : at + 2 + size]
-        at += 2 + max(size, 2)

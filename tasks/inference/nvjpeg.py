@@ -8,7 +8,7 @@ is a policy of its own, part of model_id, and why nothing that depends on a mome
     everything else, and what nvJPEG refuses                                                 exact-1 on the CPU
 
 Out of memory is no refusal: the group is halved, and a single picture that does not fit fails the shard. The pixels
-come back to host memory, so that the stages know of one kind of pixels (docs/decisions/0008-*.md).
+come back to host memory, so that the stages know of one kind of pixels (docs/decisions/0009-*.md).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy.typing as npt
 from tasks.errors import ConfigurationError, GlobalFault, ImageError
 from tasks.inference.geometry import Geometry, crop_of
 from tasks.inference.header import JpegHeader, read_header
-from tasks.inference.jpeg import orientation_of
+from tasks.inference.jpeg import SIDEWAYS, orientation_of
 from tasks.models.spec import Preprocessing
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 GROUP = 64  # hardware decoders work on several pictures at once; more than this is only memory
 MOST_PIXELS = 50_000_000  # of a picture on the device, where it takes 15 bytes a pixel for a moment
 _TAIL = 64  # bytes at the end among which a whole file has its end marker; some cameras add zeros
-_SIDEWAYS = (5, 6, 7, 8)
 
 Pixels = npt.NDArray[np.uint8]
 Fallback = Callable[[bytes, Pixels], None]
@@ -195,17 +194,17 @@ def _decode_jpegs(device: torch.device) -> DecodeJpegs:
 
 
 def _upright_size(header: JpegHeader, orientation: int) -> tuple[int, int]:
-    return (header.height, header.width) if orientation in _SIDEWAYS else (header.width, header.height)
+    return (header.height, header.width) if orientation in SIDEWAYS else (header.width, header.height)
 
 
 def _stored_size(where: Geometry, orientation: int) -> tuple[int, int]:
     """Rows and columns as they are stored."""
-    return (where.width, where.height) if orientation in _SIDEWAYS else (where.height, where.width)
+    return (where.width, where.height) if orientation in SIDEWAYS else (where.height, where.width)
 
 
 def _turn(stored: torch.Tensor, orientation: int) -> torch.Tensor:
     """Bring stored pixels, [3, rows, columns], upright as EXIF says."""
-    turned = stored.transpose(1, 2) if orientation in _SIDEWAYS else stored
+    turned = stored.transpose(1, 2) if orientation in SIDEWAYS else stored
     flipped = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}.get(orientation)
     return turned if flipped is None else turned.flip(flipped)
 

@@ -146,6 +146,18 @@ def test_every_orientation_is_as_in_the_reference(compiled: Path, orientation: i
     assert np.array_equal(directly(data, wanted, compiled), decode(data, wanted))
 
 
+def test_an_orientation_behind_padding_counts(compiled: Path) -> None:
+    """A marker may be filled up with any number of 0xFF bytes before it."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    plain, wanted = encoded(noise(151, 94), exif=exif), spec(64, 48)
+    data = plain.replace(b"\xff\xe1", b"\xff\xff\xff\xe1", 1)
+
+    assert data != plain
+    assert orientation_of(data) == 6
+    assert np.array_equal(directly(data, wanted, compiled), decode(data, wanted))
+
+
 def test_an_orientation_in_xmp_counts_and_one_in_the_pixels_does_not(compiled: Path) -> None:
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF tiff:Orientation="6"></rdf:RDF></x:xmpmeta>'
     data, wanted = encoded(noise(151, 94), xmp=xmp), spec(64, 48)
