@@ -62,6 +62,7 @@ def by_policy(policy: str, home: Path) -> Decode:
     half = (0.5, 0.5, 0.5)
     spec = Preprocessing(resize=RESIZE, crop=CROP, mean=half, std=half, decode=NEWEST[policy])
     decoder, out = JpegDecoder(spec, home, shrink=policy == "fast"), np.empty((CROP, CROP, 3), np.uint8)
+    decoder.prepare()
 
     def decode(data: bytes) -> Pixels:
         assert decoder.decode(data, MAX_PIXELS, out)

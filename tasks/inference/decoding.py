@@ -33,10 +33,9 @@ from tasks.models.spec import Preprocessing
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs: a quarter of a gigabyte of RGB
 
-# Loading the loops takes half a second of processor time, and they save a millisecond a picture
-# (docs/performance.md).
-WORTH_LOADING = 1_000
-
+# The resize of jpeg.py is compiled once on a machine, in three seconds of processor time, and saves a millisecond a
+# picture there from then on (docs/performance.md). A smaller shard leaves that to a larger one.
+WORTH_COMPILING = 1_000
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _TURNS = {
     # EXIF orientation -> what brings the picture upright
@@ -94,8 +93,12 @@ class Decoder:
         self._spec = spec
         shrink = spec.decode == "fast-1"
         self._jpeg = None
-        if JpegDecoder.is_possible() and (shrink or pictures >= WORTH_LOADING):
-            self._jpeg = JpegDecoder(spec, compiled, shrink=shrink, beside=not shrink)
+        if JpegDecoder.is_possible():
+            self._jpeg = JpegDecoder(spec, compiled, shrink=shrink)
+            if shrink:  # The pixels are others than Pillow's, so one decoder must give all of them.
+                self._jpeg.prepare()
+            elif pictures >= WORTH_COMPILING:
+                self._jpeg.prepare_beside()
 
     def decode(self, data: bytes, out: npt.NDArray[np.uint8]) -> None:
         """Fill `out`, uint8 RGB [crop, crop, 3]. Raises ImageError as `decode` does."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import threading
 from collections.abc import Callable
 from importlib.metadata import version
@@ -18,6 +19,8 @@ from tasks.inference.geometry import crop_of
 from tasks.inference.header import APP1, segments
 from tasks.inference.resampling import Resampler
 from tasks.models.bundle import Preprocessing
+
+log = logging.getLogger(__name__)
 
 MAGIC = b"\xff\xd8\xff"
 
@@ -43,22 +46,31 @@ SIDEWAYS = (5, 6, 7, 8)  # orientations in which stored rows are columns
 class JpegDecoder:
     """Decodes the JPEG files that need nothing special; threads may share it."""
 
-    def __init__(self, spec: Preprocessing, compiled: Path, *, shrink: bool, beside: bool = False) -> None:
+    def __init__(self, spec: Preprocessing, compiled: Path, *, shrink: bool) -> None:
         """With `shrink` a picture of at least twice the size is decoded at a half, a quarter or an eighth of it.
 
-        The loops are loaded with the first picture or, with `beside`, in a thread of their own: the pictures that come
-        meanwhile are left to the other decoder.
+        It decodes nothing until the kernel is there: from the start where it was compiled on this machine before, or
+        after `prepare`.
         """
         import simplejpeg
 
         self._simplejpeg = simplejpeg
         self._spec = spec
         self._shrink = shrink
-        self._resampler = Resampler(spec.interpolation, compiled / "numba")
+        self._resampler = Resampler(spec.interpolation, compiled)
         self._local = threading.local()
-        self._is_ready = not beside
-        if beside:
-            threading.Thread(target=self._load, daemon=True).start()
+        self.is_ready = self._resampler.is_ready()
+
+    def prepare(self) -> None:
+        """Compile the kernel if need be, in about three seconds."""
+        if not self.is_ready:
+            self._resampler.prepare()
+            self.is_ready = True
+
+    def prepare_beside(self) -> None:
+        """The same in a thread of its own; the pictures that come meanwhile are for another decoder."""
+        if not self.is_ready:
+            threading.Thread(target=self._try_to_prepare, daemon=True).start()
 
     @staticmethod
     def is_possible() -> bool:
@@ -75,7 +87,7 @@ class JpegDecoder:
 
         That is: no JPEG, damaged or odd in any way, CMYK, too large, tall, or too early.
         """
-        if not data.startswith(MAGIC) or not self._is_ready:
+        if not data.startswith(MAGIC) or not self.is_ready:
             return False
         try:
             height, width, colours, _ = self._simplejpeg.decode_jpeg_header(data)
@@ -95,9 +107,13 @@ class JpegDecoder:
         self._resampler.resample(pixels, where, shrunk, out)
         return True
 
-    def _load(self) -> None:
-        self._resampler.load()
-        self._is_ready = True
+    def _try_to_prepare(self) -> None:
+        try:
+            self.prepare()
+        except Exception as error:  # Whatever numba or the disk say, Pillow gives the same pixels.
+            log.warning(
+                "JPEG is decoded by Pillow, at two thirds of the speed: the resize could not be compiled: %s", error
+            )
 
     def _read(self, data: bytes, width: int, height: int, shrunk: int) -> npt.NDArray[np.uint8]:
         """RGBX. The library takes the smallest size that it can that is not below the least: this one exactly."""

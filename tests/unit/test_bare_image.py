@@ -14,14 +14,15 @@ from tests.conftest import ROOT, outer_environment
 
 THERE = ("torch", "torchvision", "pillow", "numpy")
 
-# Rooms whose every module must import on the bare image, and the modules in them that are for another device.
+# Rooms whose every module must import on the bare image, and the modules in them that are for another device,
+# or that only a process with their package imports.
 ROOMS = {
     "tasks.models": (
         "tasks.models.manifest",
         "tasks.models.runtimes.openvino_runtime",
         "tasks.models.runtimes.unreported",
     ),
-    "tasks.inference": (),
+    "tasks.inference": ("tasks.inference.kernel",),
 }
 
 

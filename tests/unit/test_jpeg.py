@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageFile
 
 from tasks.errors import ImageError
-from tasks.inference import jpeg
-from tasks.inference.decoding import MAX_PIXELS, WORTH_LOADING, Decoder, decode, decoder_version
+from tasks.inference import jpeg, machine_code
+from tasks.inference.decoding import MAX_PIXELS, WORTH_COMPILING, Decoder, decode, decoder_version
 from tasks.inference.geometry import crop_of
 from tasks.inference.jpeg import JpegDecoder, orientation_of
-from tasks.inference.resampling import Resampler
+from tasks.inference.resampling import KERNEL, Resampler
 from tasks.models.bundle import Preprocessing
 from tests.conftest import outer_environment
 
@@ -69,7 +69,9 @@ def encoded(image: Image.Image, **options: Any) -> bytes:
 def directly(data: bytes, wanted: Preprocessing, compiled: Path) -> Pixels:
     """By libjpeg-turbo, and by nobody else."""
     out = np.empty((wanted.crop, wanted.crop, 3), np.uint8)
-    assert JpegDecoder(wanted, compiled, shrink=wanted.decode == "fast-1").decode(data, MAX_PIXELS, out)
+    decoder = JpegDecoder(wanted, compiled, shrink=wanted.decode == "fast-1")
+    decoder.prepare()
+    assert decoder.decode(data, MAX_PIXELS, out)
     return out
 
 
@@ -81,12 +83,12 @@ def by_policy(data: bytes, wanted: Preprocessing, compiled: Path) -> Pixels:
 
 
 def loaded(wanted: Preprocessing, compiled: Path) -> Decoder:
-    decoder = Decoder(wanted, compiled, WORTH_LOADING)
+    decoder = Decoder(wanted, compiled, WORTH_COMPILING)
     assert decoder._jpeg is not None
     deadline = time.monotonic() + 60
-    while not decoder._jpeg._is_ready and time.monotonic() < deadline:
+    while not decoder._jpeg.is_ready and time.monotonic() < deadline:
         time.sleep(0.001)
-    assert decoder._jpeg._is_ready
+    assert decoder._jpeg.is_ready
     return decoder
 
 
@@ -249,24 +251,59 @@ def test_threads_share_a_decoder(compiled: Path) -> None:
 def test_a_large_picture_does_not_keep_its_memory(compiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jpeg, "KEPT_PIXELS", 100 * 80)
     decoder, out = JpegDecoder(spec(32, 24), compiled, shrink=False), np.empty((24, 24, 3), np.uint8)
+    decoder.prepare()
 
     assert decoder.decode(encoded(noise(100, 80)), MAX_PIXELS, out)
     assert decoder.decode(encoded(noise(300, 200)), MAX_PIXELS, out)
     assert len(decoder._local.buffer) == 4 * 100 * 80
 
 
-def test_the_loops_are_compiled_once_on_a_machine(tmp_path: Path) -> None:
-    """The second process finds them in the folder."""
+def test_the_kernel_is_compiled_once_on_a_machine(tmp_path: Path) -> None:
+    """The second process finds it in the folder, and does without numba."""
     program = (
-        "import sys\nfrom pathlib import Path\nfrom tasks.inference.resampling import _compiled\n"
-        "print(*(sum(loop.stats.cache_hits.values()) for loop in _compiled(Path(sys.argv[1]))))\n"
+        "import sys\nfrom pathlib import Path\nfrom tasks.inference.resampling import KERNEL, Resampler\n"
+        "resampler = Resampler('bilinear', Path(sys.argv[1]))\nprint(resampler.is_ready())\n"
+        "resampler.prepare()\nprint('numba' in sys.modules)\n"
     )
     command = [sys.executable, "-c", program, str(tmp_path)]
     runs = [
         subprocess.run(command, env=outer_environment(), capture_output=True, text=True, check=True).stdout.split()
         for _ in range(2)
     ]
-    assert runs == [["0"] * 3, ["1"] * 3]
+    assert runs == [["False", "True"], ["True", "False"]]
+
+
+def test_a_damaged_or_foreign_kernel_is_not_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    KERNEL.compiled(tmp_path)
+    (file,) = tmp_path.glob("kernels-*/*.o")
+    whole = file.read_bytes()
+    machine_code._LOADED.clear()
+
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert KERNEL.kept(tmp_path) is None
+    assert f"{file} is damaged" in caplog.text
+    file.write_bytes(whole)
+    file.chmod(0o666)
+    assert KERNEL.kept(tmp_path) is None
+    file.chmod(0o600)
+    assert KERNEL.kept(tmp_path) is not None
+
+
+def test_a_kernel_that_cannot_be_compiled_leaves_everything_to_pillow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_self: Resampler) -> None:
+        raise OSError("no room")
+
+    monkeypatch.setattr(Resampler, "prepare", fail)
+    data, wanted, out = encoded(noise(100, 80)), spec(64, 48), np.empty((48, 48, 3), np.uint8)
+    decoder = Decoder(wanted, tmp_path, WORTH_COMPILING)
+    deadline = time.monotonic() + 60
+    while "no room" not in caplog.text and time.monotonic() < deadline:
+        time.sleep(0.001)
+
+    decoder.decode(data, out)
+    assert np.array_equal(out, decode(data, wanted))
 
 
 def test_policies_have_names_and_versions() -> None:
@@ -280,7 +317,7 @@ def test_without_its_packages_pillow_gives_the_same_pixels(compiled: Path, monke
     before = by_policy(data, wanted, compiled)
     monkeypatch.setattr(jpeg, "find_spec", lambda _name: None)
 
-    alone, out = Decoder(wanted, compiled, WORTH_LOADING), np.empty_like(before)
+    alone, out = Decoder(wanted, compiled, WORTH_COMPILING), np.empty_like(before)
     assert alone._jpeg is None
     alone.decode(data, out)
     assert np.array_equal(out, before)
@@ -294,28 +331,34 @@ def test_the_geometry_of_odd_sizes_is_torchvisions() -> None:
     assert crop_of(333, 251, 255, 224).top == round(31 / 2) == 16
 
 
-def test_a_small_shard_does_without_the_loops_and_a_large_one_is_not_held_up_by_them(
-    compiled: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_small_shard_compiles_nothing_and_a_large_one_is_not_held_up_by_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, wanted, out = encoded(noise(100, 80)), spec(64, 48), np.empty((48, 48, 3), np.uint8)
-    assert Decoder(wanted, compiled, WORTH_LOADING - 1)._jpeg is None
-    may_load = threading.Event()
-    monkeypatch.setattr(Resampler, "load", lambda _self: may_load.wait(60))
-    decoder = Decoder(wanted, compiled, WORTH_LOADING)
+    may_compile, compile_now = threading.Event(), Resampler.prepare
+    monkeypatch.setattr(Resampler, "prepare", lambda self: may_compile.wait(60) and compile_now(self))
+    threads = threading.active_count()
+    Decoder(wanted, tmp_path, WORTH_COMPILING - 1)
+    assert threading.active_count() == threads
+    decoder = Decoder(wanted, tmp_path, WORTH_COMPILING)
+    assert threading.active_count() == threads + 1
     assert decoder._jpeg is not None
 
     decoder.decode(data, out)
     assert np.array_equal(out, decode(data, wanted))
     assert not decoder._jpeg.decode(data, MAX_PIXELS, out)
-    may_load.set()
+    may_compile.set()
     deadline = time.monotonic() + 60
     while not decoder._jpeg.decode(data, MAX_PIXELS, out) and time.monotonic() < deadline:
         time.sleep(0.001)
     assert np.array_equal(out, decode(data, wanted))
+    small = Decoder(wanted, tmp_path, 1)._jpeg
+    assert small is not None
+    assert small.decode(data, MAX_PIXELS, out)  # what a large shard compiled is there for all
 
 
 def test_fast_pictures_never_wait_for_a_large_shard(compiled: Path) -> None:
     """Their pixels are others than Pillow's, so one decoder must give all of them."""
     decoder = Decoder(spec(policy="fast"), compiled, 1)
     assert decoder._jpeg is not None
-    assert decoder._jpeg._is_ready
+    assert decoder._jpeg.is_ready

@@ -25,9 +25,9 @@ from tasks.models.loading import Classifier
 from tasks.models.runtimes import programs, torch_runtime
 from tasks.models.runtimes.batches import FIRST, MOST, Remembered, best_batch
 from tasks.models.runtimes.lanes import CpuLane
-from tasks.models.runtimes.private import is_private, private_folder, write_whole
 from tasks.models.runtimes.programs import Program, Target, open_program
 from tasks.models.runtimes.torch_runtime import CPU_BATCH, TorchRuntime
+from tasks.private import is_private, private_folder, write_whole
 
 CROP, CLASSES = 16, 4
 CPU = torch.device("cpu")
@@ -473,26 +473,26 @@ def test_memory_that_runs_out_while_compiling_is_no_missing_compiler(
 
 
 def test_the_folder_of_compiled_code_is_this_users_alone(tmp_path: Path) -> None:
-    folder = private_folder(tmp_path / "compiled")
+    folder = private_folder(tmp_path / "compiled", "torch")
 
     assert folder is not None
     assert folder.stat().st_mode & 0o777 == 0o700
     assert str(os.geteuid()) in folder.name
-    assert private_folder(tmp_path / "compiled") == folder
+    assert private_folder(tmp_path / "compiled", "torch") == folder
 
 
 def test_a_folder_that_others_may_write_or_that_is_a_link_holds_no_code(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = private_folder(tmp_path)
+    folder = private_folder(tmp_path, "torch")
     assert folder is not None
     folder.chmod(0o777)
-    assert private_folder(tmp_path) is None
+    assert private_folder(tmp_path, "torch") is None
     assert "mode 777" in caplog.text
     folder.rmdir()
     (tmp_path / "elsewhere").mkdir(mode=0o700)
     folder.symlink_to(tmp_path / "elsewhere")
-    assert private_folder(tmp_path) is None
+    assert private_folder(tmp_path, "torch") is None
 
 
 def test_code_of_another_user_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

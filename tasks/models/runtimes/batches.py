@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from tasks.models.runtimes.private import write_whole
+from tasks.private import write_whole
 
 log = logging.getLogger(__name__)
 

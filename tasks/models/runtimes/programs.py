@@ -27,7 +27,7 @@ import torchvision
 from torch import Tensor
 
 from tasks.models.loading import Classifier
-from tasks.models.runtimes.private import is_private, write_whole
+from tasks.private import is_private, write_whole
 
 log = logging.getLogger(__name__)
 

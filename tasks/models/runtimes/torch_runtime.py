@@ -26,8 +26,8 @@ from tasks.models.loading import Classifier, load_classifier
 from tasks.models.runtimes import Logits, Pixels
 from tasks.models.runtimes.batches import Remembered, best_batch
 from tasks.models.runtimes.lanes import CpuLane, CudaLane, Lane, pinned
-from tasks.models.runtimes.private import private_folder
 from tasks.models.runtimes.programs import Program, Target, eager, open_program
+from tasks.private import private_folder
 
 Result = TypeVar("Result")
 
@@ -81,7 +81,7 @@ class TorchRuntime:
         self._classifier = classifier.eval().to(self._device).to(memory_format=torch.channels_last)
         self._crop = crop
         self._is_compiled = is_compiled
-        folder = private_folder(compiled) if compiled is not None else None
+        folder = private_folder(compiled, "torch") if compiled is not None else None
         self._target = Target(identity, self._device, self.streams, folder)
         key = self._target.key(crop=crop, dtype=str(classifier.dtype), streams=self.streams)
         self._remembered = Remembered(folder / f"{key}.json" if folder is not None and batch_size is None else None)

@@ -1,6 +1,6 @@
 """A folder that compiled code is loaded from: this user's alone.
 
-A compiled package is a shared library: whoever can write it runs code in the worker. So it is loaded from one place
+Compiled programs are machine code: whoever can write them runs code in the worker. So they are loaded from one place
 only, a folder that this process made for its own user, and never from a bundle, a bucket or a shared cache. Each user
 has a folder of their own, so that workers who share AFTERIMAGE_HOME do not meet in one.
 """
@@ -19,12 +19,12 @@ log = logging.getLogger(__name__)
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
-def private_folder(compiled: Path) -> Path | None:
-    """The folder of this user's compiled programs below `compiled`, made if need be.
+def private_folder(compiled: Path, kind: str) -> Path | None:
+    """The folder of this user's compiled programs of one kind below `compiled`, made if need be.
 
     None, with a warning, where it is not this user's alone, or cannot be made.
     """
-    folder = compiled / f"torch-{os.geteuid()}"
+    folder = compiled / f"{kind}-{os.geteuid()}"
     try:
         compiled.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
