@@ -45,16 +45,18 @@ def measure(name: str, rounds: int) -> Rates:
     with tempfile.TemporaryDirectory() as home:
         settings = load_settings(home=Path(home), device="cpu")
         bundle = resolve_model(f"torchvision:{name}?weights=random&seed=0", settings)
-        crop = bundle.spec.preprocessing.crop
+        spec = bundle.spec.preprocessing
+        crop = spec.crop
         pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, crop, crop, 3), dtype=np.uint8)
         classifier, runtime = load_classifier(bundle), open_runtime(bundle, settings)
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
 
         def eager(images: Pixels, layout: torch.memory_format = torch.contiguous_format) -> Logits:
             found = []
             with torch.inference_mode():
                 for batch in np.split(images, IMAGES // BATCH):
                     values = torch.from_numpy(batch).permute(0, 3, 1, 2).to(torch.float32) / 255.0
-                    normal = ((values - classifier.mean) / classifier.std).contiguous(memory_format=layout)
+                    normal = ((values - mean) / std).contiguous(memory_format=layout)
                     found.append(classifier.network(normal))
             return torch.cat(found).numpy()
 

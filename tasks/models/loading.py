@@ -22,20 +22,29 @@ class Classifier(nn.Module):
     Input: uint8 [n, crop, crop, 3], RGB. Output: float32 logits [n, classes].
     """
 
-    mean: Tensor
-    std: Tensor
+    scale: Tensor
+    shift: Tensor
 
     def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype) -> None:
         super().__init__()
         self.network = network.to(dtype)
         self.dtype = dtype
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+        self.register_buffer("scale", torch.tensor([1.0 / (255.0 * deviation) for deviation in std]))
+        self.register_buffer(
+            "shift", torch.tensor([-value / deviation for value, deviation in zip(mean, std, strict=True)])
+        )
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Logits of a batch of pixels."""
-        images = pixels.permute(0, 3, 1, 2).to(torch.float32) / 255.0
-        logits: Tensor = self.network(((images - self.mean) / self.std).to(self.dtype))
+        """Logits of a batch of pixels.
+
+        (levels / 255 - mean) / std as one multiplication and one addition, over whole rows, and before the channels move:
+        behind the permutation OpenVINO would put them apart for the arithmetic and together again for the first
+        convolution, which takes 6 % of MobileNetV3-Small's time.
+        """
+        lines, columns = pixels.shape[1:3]
+        rows = pixels.flatten(2).to(torch.float32) * self.scale.repeat(columns) + self.shift.repeat(columns)
+        images = rows.view(-1, lines, columns, 3).permute(0, 3, 1, 2)
+        logits: Tensor = self.network(images.to(self.dtype))
         return logits.to(torch.float32)
 
 

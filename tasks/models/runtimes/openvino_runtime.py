@@ -34,6 +34,9 @@ ALONE: dict[str, Any] = {
     "ENABLE_CPU_PINNING": False,
 }
 
+# What we give OpenVINO to convert; it rises when that changes, so that a home does not keep a slower network.
+CONVERSION = 2
+
 # torch traces one module at a time.
 _TRACING = threading.Lock()
 
@@ -51,7 +54,7 @@ class OpenVinoRuntime:
 
     def __init__(self, bundle: Bundle, compiled: Path, batch_size: int | None = None) -> None:
         core = ov.Core()
-        folder = compiled / f"{bundle.model_id}-openvino-{version('openvino')}"
+        folder = compiled / f"{bundle.model_id}-openvino-{version('openvino')}-{CONVERSION}"
         with _TRACING:
             if not (folder / "model.xml").exists():
                 _convert(bundle, folder)
