@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -104,7 +104,8 @@ def _is_done(future: Future[R], stop: threading.Event) -> bool:
     while not future.done():
         if stop.is_set():
             return False
-        wait([future], timeout=_POLL_SECONDS)
+        with suppress(TimeoutError, CancelledError):
+            future.exception(_POLL_SECONDS)
     return True
 
 

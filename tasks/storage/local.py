@@ -44,28 +44,51 @@ class LocalStore:
 
     def read(self, key: str, etag: str | None) -> Blob:
         """Read one file; see ObjectStore.read. A link out of the folder raises AccessDenied."""
-        path = self._inside(key)
         try:
-            with open(path, "rb") as file:
-                before = os.fstat(file.fileno())
-                if not stat.S_ISREG(before.st_mode):
-                    raise ObjectVanished(f"{key!r} is no file any more. Nothing to do: it is counted as vanished.")
-                data = file.read()
-                after = os.fstat(file.fileno())
-        except FileNotFoundError:
+            data, before, after = self._bytes(key)
+        except (FileNotFoundError, NotADirectoryError):
+            self._inside(key)  # A link out of the folder is refused, whether it leads to something or not.
             raise ObjectVanished(f"{key!r} is gone. Nothing to do: it is counted as vanished.") from None
-        except (NotADirectoryError, IsADirectoryError):
-            raise ObjectVanished(f"{key!r} is no file any more. Nothing to do: it is counted as vanished.") from None
         except PermissionError:
             raise AccessDenied(f"{key!r} may not be read by this user. Give it read permission.") from None
         except OSError as error:
             raise TransientStorageError(
                 f"{key!r} could not be read: {error}. Check the disk, then run again."
             ) from error
+        if data is None:
+            raise ObjectVanished(f"{key!r} is no file any more. Nothing to do: it is counted as vanished.")
         found = _etag(before)
         if found != _etag(after) or (etag is not None and found != etag):
             raise ObjectChanged(f"{key!r} was written while it was read, or since it was listed. It is read again.")
         return Blob(data, found, _moment(before))
+
+    def _bytes(self, key: str) -> tuple[bytes | None, os.stat_result, os.stat_result]:
+        """What is in a file, and its status before and after; None for what is no file. Raises OSError or AccessDenied.
+
+        Where the open file really lies is asked of the system, in one call: resolving its path first takes one for each
+        folder on the way, and each of them gives the interpreter's lock away.
+        """
+        handle = os.open(
+            self._path(key), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+        )  # a pipe would wait for its writer
+        try:
+            self._check_inside(key, handle)
+            before = os.fstat(handle)
+            if not stat.S_ISREG(before.st_mode):
+                return None, before, before
+            parts = [os.read(handle, before.st_size)]
+            while parts[-1] and sum(map(len, parts)) < before.st_size:
+                parts.append(os.read(handle, before.st_size))
+            return parts[0] if len(parts) == 1 else b"".join(parts), before, os.fstat(handle)
+        finally:
+            os.close(handle)
+
+    def _check_inside(self, key: str, handle: int) -> None:
+        try:
+            path = os.readlink(f"/proc/self/fd/{handle}")
+        except OSError:  # another system than Linux, or no /proc
+            path = os.path.realpath(self._path(key))
+        self._refuse_outside(key, path)
 
     def sign(self, key: str, seconds: int) -> str:
         """A file:// URL; it needs no signature and does not expire."""
@@ -77,11 +100,17 @@ class LocalStore:
         path = os.path.normpath(os.path.join(self.root, folder.lstrip("/")))
         return self._inside(folder) if os.path.realpath(path) == path else None
 
+    def _path(self, key: str) -> str:
+        return os.path.join(self.root, key.lstrip("/"))
+
     def _inside(self, key: str) -> str:
-        path = os.path.realpath(os.path.join(self.root, key.lstrip("/")))
+        path = os.path.realpath(self._path(key))
+        self._refuse_outside(key, path)
+        return path
+
+    def _refuse_outside(self, key: str, path: str) -> None:
         if path != self.root and not path.startswith(self.root.rstrip("/") + "/"):
             raise AccessDenied(f"{key!r} leads out of {self.root}. Links that leave the folder are refused: remove it.")
-        return path
 
     def _walk(self, folder: str, prefix: str) -> Iterator[ImageObject]:
         """The files of a folder as the system gives them, then those of its folders: only names of folders are kept."""

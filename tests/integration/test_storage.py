@@ -443,6 +443,26 @@ def test_a_folder_whose_name_begins_like_the_root_lies_outside(root: Path) -> No
         LocalStore(str(root)).read("../root-beside/a.png", None)
 
 
+def test_without_proc_a_link_out_of_the_root_is_refused_all_the_same(
+    root: Path, outside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(path: str) -> str:
+        raise FileNotFoundError(path)
+
+    (root / "a.png").write_bytes(b"x")
+    monkeypatch.setattr(os, "readlink", none)
+    store = LocalStore(str(root))
+    assert store.read("a.png", None).data == b"x"
+    with pytest.raises(AccessDenied, match="leads out of"):
+        store.read("../outside/secret.png", None)
+
+
+def test_a_pipe_is_no_image_and_keeps_nobody_waiting(root: Path) -> None:
+    os.mkfifo(root / "a.png")
+    with pytest.raises(ObjectVanished, match="no file any more"):
+        LocalStore(str(root)).read("a.png", None)
+
+
 def test_a_prefix_that_leads_out_of_the_root_is_refused(root: Path, outside: Path) -> None:
     with pytest.raises(AccessDenied):
         keys(LocalStore(str(root)), "../outside/")
