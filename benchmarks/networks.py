@@ -36,12 +36,15 @@ def model_uri(name: str, weights: Path) -> str:
 
 
 def prepare(place: Workplace, name: str) -> Network:
-    """Weights, homes, conversion and quantisation, once; all of them are on disk when the first clock starts."""
+    """Weights, homes, conversion, quantisation and the compiled resize, once: on disk when the first clock starts."""
     weights = place.squeezenet if name == SQUEEZENET else _untrained(place, name)
     home, int8_home = place.folder(f"home-{name}"), place.work / f"home-{name}-int8"
     converted = _converted(place, name, weights, home)
     if not int8_home.exists():
         _quantise_home(place, home, int8_home, converted)
+    for one in (home, int8_home):
+        log = place.folder("logs") / f"kernel-{one.name}"
+        meter.run([str(OURS), "-m", "benchmarks.probes.kernel"], environment(one), log)
     return Network(name, weights, name == SQUEEZENET, home, int8_home, converted)
 
 

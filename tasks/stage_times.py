@@ -135,8 +135,9 @@ def held_back_by(times: Times) -> str | None:
     stage, busiest = max(stages.items(), key=lambda pair: pair[1].share)
     words = f"{_IN_WORDS[stage]} busy {busiest.share:.0%} of the time"
     if stage == "read" and "forward" in stages:
-        starved = stages["forward"]
-        waited = min(1.0, starved.input / starved.capacity) if starved.capacity else 0.0
+        # One thread fills the batches of all streams, and one commits: the capacity of commits is the time that passed.
+        passed = times.get("commit", StageTimes()).capacity
+        waited = min(1.0, stages["forward"].input / passed) if passed else 0.0
         return f"{words}; the forward pass waited for its input {waited:.0%} of it"
     return words if busiest.share >= SATURATED else f"nothing for long: {words}"
 

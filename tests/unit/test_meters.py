@@ -105,8 +105,9 @@ def test_a_busy_forward_pass_is_named() -> None:
 
 
 def test_slow_storage_is_named_with_what_it_starved() -> None:
-    slow = times(0.1, read=0.99, decode=0.1, forward=0.3)
+    slow = times(0.1, read=0.99, decode=0.1, forward=0.3, commit=0.1)
     slow["forward"].input = 6.3
+    slow["forward"].capacity = 40.0  # four streams, whose batches one thread fills
     assert held_back_by(slow) == (
         "storage reads were busy 99% of the time; the forward pass waited for its input 63% of it"
     )
