@@ -59,7 +59,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MEASUREMENTS)}; all if none is given")
     parser.add_argument("--images", type=int, default=2_000, help="photographs from storage to rows, beside the peers")
     parser.add_argument("--rounds", type=int, default=5, help="how often everybody takes its turn")
-    parser.add_argument("--sizes", type=_sizes, default=(2_000, 10_000), help="few,many: for ceiling and memory")
+    parser.add_argument(
+        "--sizes", type=_sizes, default=(2_000, 10_000), help="few,many: for ceiling, processor and memory"
+    )
     parser.add_argument("--large-images", type=int, default=60, help="photographs of 12 megapixels")
     parser.add_argument("--cached-images", type=int, default=20_000, help="photographs of the run that knows them all")
     parser.add_argument("--peers", nargs="+", choices=FAMILIES, help="only these families, in mobilenet and squeezenet")

@@ -22,8 +22,8 @@ import numpy as np
 from PIL import Image
 from torchvision.transforms import v2
 
-from tasks.inference.decoding import MAX_PIXELS
-from tasks.inference.jpeg import JpegDecoder
+from tasks.inference.decoding.jpeg import JpegDecoder
+from tasks.inference.decoding.policies import MAX_PIXELS
 from tasks.models.resolving import resolve_model
 from tasks.models.runtimes import Pixels, open_runtime
 from tasks.models.spec import NEWEST, Preprocessing

@@ -37,8 +37,8 @@ import torch
 import torchvision
 from PIL import Image
 
-from tasks.inference.decoding import Decoder, open_decoder
-from tasks.inference.nvjpeg import GROUP, NvjpegDecoder
+from tasks.inference.decoding.nvjpeg import GROUP, NvjpegDecoder
+from tasks.inference.decoding.policies import Decoder, open_decoder
 from tasks.models.architectures import build
 from tasks.models.loading import Classifier, wrap
 from tasks.models.runtimes import Logits, Pixels, Runtime

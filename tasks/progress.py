@@ -6,12 +6,12 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from typing import TYPE_CHECKING, Protocol
 
 from tasks.plan import ShardDescriptor
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 LINE_SECONDS = 5.0
 
@@ -34,17 +34,18 @@ def images(*, quiet: bool) -> Iterator[Bar]:
     if quiet:
         yield _Quiet()
     elif sys.stderr.isatty():
-        columns = (
-            TextColumn("predicting"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("images"),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=Console(stderr=True)) as shown:
+        with _progress() as shown:
             yield _Terminal(shown)
     else:
         yield _Lines()
+
+
+def _progress() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True))
 
 
 class _Quiet:

@@ -144,7 +144,8 @@ def predict_shard(
     runtime = open_runtime(bundle, settings)
     scope = Scope(descriptor.staging, descriptor.shard, descriptor.model_no, _decoder(bundle), descriptor.force)
     ledger = ShardLedger(engine, scope)
-    outcomes = run_shard(Shard(ledger, store, bundle, runtime, descriptor, settings, stop_after, observe), on_progress)
+    shard = Shard(ledger, store, bundle, runtime, settings, descriptor, stop_after, observe)
+    outcomes = run_shard(shard, on_progress)
     log.info("%s: %s", descriptor.label, outcomes)
     return outcomes
 
@@ -276,6 +277,6 @@ def _frozen_bundle(descriptor: ShardDescriptor, settings: Settings) -> Bundle:
 
 
 def _decoder(bundle: Bundle) -> str:
-    from tasks.inference.decoding import decoder_version
+    from tasks.inference.decoding.policies import decoder_version
 
     return decoder_version(bundle.spec.preprocessing.decode)

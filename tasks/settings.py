@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote, unquote_plus
 
-from croniter import CroniterBadDateError, croniter
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -137,13 +136,17 @@ class Pipeline(BaseModel):
     def _is_cron(cls, value: str | None) -> str | None:
         if value is None or value.strip().lower() == "none":
             return None
-        if croniter.is_valid(value) and (value.startswith("@") or len(value.split()) == 5) and _ever_fires(value):
+        if (value.startswith("@") or len(value.split()) == 5) and _ever_fires(value):
             return value
         raise ValueError('expected a cron expression such as "0 2 * * *" or "@daily", or "none"')
 
 
 def _ever_fires(cron: str) -> bool:
-    """Whether a cron expression names a moment at all: `0 2 30 2 *` is valid, and no February has 30 days."""
+    """Whether a cron expression is one, and names a moment: `0 2 30 2 *` is valid, and no February has 30 days."""
+    from croniter import CroniterBadDateError, croniter
+
+    if not croniter.is_valid(cron):
+        return False
     try:
         croniter(cron).get_next()
     except CroniterBadDateError:

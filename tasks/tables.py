@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from tasks.cache.runs import OUTCOMES
 
@@ -68,12 +65,17 @@ FINDINGS: Columns = {
 
 def show(rows: Sequence[Mapping[str, Any]], columns: Columns, empty: str, as_json: bool) -> None:
     """Print rows on standard output. Keys may hold anything, so control characters are shown, not sent."""
+    if as_json:
+        sys.stdout.write(to_json(rows) + "\n")
+        return
+    # rich is imported where something is drawn, because what runs each day on a server draws nothing.
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     console = Console()
     if not console.is_terminal:
         console.width = WIDTH
-    if as_json:
-        console.file.write(to_json(rows) + "\n")
-        return
     if not rows:
         console.print(empty)
         return

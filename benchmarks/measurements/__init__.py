@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from benchmarks.measurements import alone, cached, ceiling, end_to_end, memory, starting
+from benchmarks.measurements import alone, cached, ceiling, end_to_end, memory, processor, starting
 from benchmarks.report import Report
 from benchmarks.workplace import Workplace
 
@@ -14,6 +14,7 @@ MEASUREMENTS: dict[str, Callable[[Workplace, Report], None]] = {
     "mobilenet": end_to_end.mobilenet,
     "squeezenet": end_to_end.squeezenet,
     "ceiling": ceiling.measure,
+    "processor": processor.measure,
     "memory": memory.many,
     "large": memory.large,
     "cached": cached.measure,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from tasks.inference.resampling import KERNEL
+from tasks.inference.decoding.resampling import KERNEL
 from tasks.settings import load_settings
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import chain as chained
 from typing import TYPE_CHECKING, Protocol
 
-from tasks.inference.decoding import open_decoder
+from tasks.inference.decoding.policies import open_decoder
 from tasks.inference.in_flight import InFlight
 from tasks.inference.meters import Meters
 from tasks.inference.pixels import Pixels, PixelSlots
@@ -43,7 +43,7 @@ class Waiting(Protocol):
 
 @dataclass(frozen=True)
 class Parts:
-    """What the stages work with."""
+    """What the stages of a shard work with."""
 
     ledger: ShardLedger
     store: ObjectStore
@@ -79,16 +79,16 @@ class Chain:
         runtime, share = self._parts.runtime, self._parts.settings.queue_mib * MIB // 6
         batch, stop = runtime.batch_size, self.closing
         ahead, calls = 2 * workers["read"], max(4, self._decoder.group) * workers["decode"]
-        self._read = Parallel(self._read_one, self._rows(), workers["read"], Room(ahead, share, listed_size), stop)
-        self._files = Buffered(self._read, Room(ahead, share, weight), stop)
-        self._decode = Parallel(
-            self._decode_group, self._look_up(), workers["decode"], Room(calls, share, weight_of_all), stop
-        )
-        self._decoded = Buffered(_flat(self._decode), Room(2 * batch, share, weight), stop)
-        self._forward = Parallel(
-            self._predict, self._batches(), runtime.streams, Room(2 * runtime.streams, share, weight_of_all), stop
-        )
-        self.end = Buffered(_flat(self._forward), Room(4 * batch * runtime.streams, share, weight), stop)
+        room = Room(ahead, share, listed_size)
+        self._read = Parallel(self._read_one, self._rows(), workers["read"], room, stop, "read")
+        self._files = Buffered(self._read, Room(ahead, share, weight), stop, "read-out")
+        room = Room(calls, share, weight_of_all)
+        self._decode = Parallel(self._decode_group, self._look_up(), workers["decode"], room, stop, "decode")
+        self._decoded = Buffered(_flat(self._decode), Room(2 * batch, share, weight), stop, "decode-out")
+        room = Room(2 * runtime.streams, share, weight_of_all)
+        self._forward = Parallel(self._predict, self._batches(), runtime.streams, room, stop, "forward")
+        room = Room(4 * batch * runtime.streams, share, weight)
+        self.end = Buffered(_flat(self._forward), room, stop, "forward-out")
 
     def close(self) -> None:
         """End every stage; what is on its way is dropped, and stays open in the database."""

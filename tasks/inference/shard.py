@@ -33,12 +33,7 @@ from tasks.observation import Observation, since
 from tasks.stage_times import Times
 
 if TYPE_CHECKING:
-    from tasks.cache.ledger import ShardLedger
-    from tasks.models.bundle import Bundle
-    from tasks.models.runtimes import Runtime
     from tasks.plan import ShardDescriptor
-    from tasks.settings import Settings
-    from tasks.storage.base import ObjectStore
 
 log = logging.getLogger(__name__)
 
@@ -47,19 +42,14 @@ IDLE_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class Shard:
+class Shard(Parts):
     """Everything that a shard works with.
 
     After `stop_after` an attempt that has committed something ends with a commit, and leaves the rest open. `observe` is
     told of every commit.
     """
 
-    ledger: ShardLedger
-    store: ObjectStore
-    bundle: Bundle
-    runtime: Runtime
     descriptor: ShardDescriptor
-    settings: Settings
     stop_after: timedelta | None = None
     observe: Callable[[Observation], None] = lambda _observation: None
 
@@ -101,11 +91,10 @@ class _Attempt:
 
     def run(self) -> None:
         """Pull finished work out of the chain and commit it."""
-        self._try_model()
         shard = self.shard
-        parts = Parts(shard.ledger, shard.store, shard.bundle, shard.runtime, shard.settings)
-        self.chain = Chain(parts, self.images)
+        self.chain = Chain(shard, self.images)
         try:
+            self._try_model()
             while not self.stop.is_set():
                 try:
                     work = self.chain.end.get(timeout=IDLE_SECONDS)
@@ -172,7 +161,7 @@ class _Attempt:
         return Progress(reads, passes, seconds, stage_times.to_json(times), self.shard.runtime.device)
 
     def _try_model(self) -> None:
-        """One blank image, before any image can be blamed for a broken model."""
+        """One blank image, before any image can be blamed for a broken model; reading and decoding have begun."""
         crop, classes = self.shard.bundle.spec.preprocessing.crop, len(self.shard.bundle.labels)
         logits = self.shard.runtime.forward(np.full((1, crop, crop, 3), 127, np.uint8))
         if logits.shape != (1, classes):

@@ -42,7 +42,8 @@ class Room:
 class Parallel(Generic[T, R]):
     """Applies a function in `workers` threads to as much as `ahead` has room for; results keep the order of the source.
 
-    Once `stop` is set it ends without waiting for the calls that are under way: a read may hang for a minute.
+    Once `stop` is set it ends without waiting for the calls that are under way: a read may hang for a minute. Its threads
+    are called NAME_0, NAME_1, ... and NAME-in, so that py-spy and top show what they are for.
     """
 
     def __init__(
@@ -52,13 +53,14 @@ class Parallel(Generic[T, R]):
         workers: int,
         ahead: Room,
         stop: threading.Event | None = None,
+        name: str = "stage",
     ) -> None:
         self._stop = stop or threading.Event()
-        self._pool = ThreadPoolExecutor(workers)
+        self._pool = ThreadPoolExecutor(workers, name)
         # A thread of its own draws from the source, so that what is done goes on while the source keeps us waiting.
         # Besides what the queue holds, one call is in that thread's hand and one in ours.
         room = Room(max(1, ahead.items - 2), ahead.bytes, lambda call: ahead.weigh(call[0]))
-        self._calls = Buffered(_submitted(self._pool, function, source), room, self._stop)
+        self._calls = Buffered(_submitted(self._pool, function, source), room, self._stop, f"{name}-in")
 
     @property
     def waits(self) -> tuple[float, float]:
@@ -115,14 +117,16 @@ class Buffered(Generic[T]):
     A chain of them may share a `stop`: once it is set, each of them is at its end.
     """
 
-    def __init__(self, source: Iterator[T], room: Room, stop: threading.Event | None = None) -> None:
+    def __init__(
+        self, source: Iterator[T], room: Room, stop: threading.Event | None = None, name: str = "buffer"
+    ) -> None:
         self._source = source
         self._room = room
         self._stop = stop or threading.Event()
         self._queue: Queue[T | _End] = Queue(room.items, room.bytes)
         self._closed = threading.Event()
         self._ended: _End | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     @property

@@ -9,7 +9,7 @@
     top_k = 5
 
     [preprocessing]
-    decode = "exact"                        # or "fast", "nvjpeg"; tasks/inference/decoding.py says what they are
+    decode = "exact"                        # or "fast", "nvjpeg"; tasks/inference/decoding/policies.py says what they are
     resize = 256                            # pixels of the shorter side
     crop = 224                              # pixels, a centred square
     interpolation = "bilinear"              # or "bicubic"

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from tasks.inference.decoding import decode, open_decoder
-from tasks.inference.nvjpeg import GROUP, NvjpegDecoder
+from tasks.inference.decoding.nvjpeg import GROUP, NvjpegDecoder
+from tasks.inference.decoding.policies import decode, open_decoder
 from tasks.models.spec import Preprocessing
 
 pytestmark = pytest.mark.gpu

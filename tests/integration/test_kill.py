@@ -28,7 +28,8 @@ from pathlib import Path
 from tasks.cache import commits
 from tasks.cache.runs import RunKey
 from tasks.cache import ledger
-from tasks.inference import chain, decoding
+from tasks.inference import chain
+from tasks.inference.decoding import policies
 from tests.runner import Runner
 
 home, url, images, model, run_id, stage, fatal = sys.argv[1:]
@@ -54,7 +55,7 @@ if stage == "read":
 if stage == "look_up":
     ledger.predicted_digests = deadly(ledger.predicted_digests)
 if stage == "decode":
-    decoding.Decoder.decode = deadly(decoding.Decoder.decode)
+    policies.Decoder.decode = deadly(policies.Decoder.decode)
 if stage == "forward":
     chain.score = deadly(chain.score)
 if stage == "in_commit":

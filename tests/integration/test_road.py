@@ -269,7 +269,7 @@ def test_another_decoder_version_tries_the_quarantine_again(
 ) -> None:
     (images / "damaged.png").write_bytes(b"no image")
     runner().run()
-    monkeypatch.setattr("tasks.inference.decoding.decoder_version", lambda _policy: "exact-1 pillow-99")
+    monkeypatch.setattr("tasks.inference.decoding.policies.decoder_version", lambda _policy: "exact-1 pillow-99")
     assert outcomes(runner().run()) == {"cached": 12, "failed": 1}
     assert outcomes(runner().run()) == {"cached": 12, "known_bad": 1}
     assert [row["attempts"] for row in runner().rows("SELECT attempts FROM v_failure")] == [2]

@@ -14,7 +14,7 @@ import pytest
 from tasks import road
 from tasks.errors import InvariantViolation
 from tasks.inference import chain
-from tasks.inference.decoding import Decoder
+from tasks.inference.decoding.policies import Decoder
 from tasks.models.runtimes.openvino_runtime import OpenVinoRuntime
 from tasks.storage.base import Blob
 from tasks.storage.local import LocalStore

@@ -22,7 +22,7 @@ ROOMS = {
         "tasks.models.runtimes.openvino_runtime",
         "tasks.models.runtimes.unreported",
     ),
-    "tasks.inference": ("tasks.inference.kernel",),
+    "tasks.inference": ("tasks.inference.decoding.kernel",),
 }
 
 
@@ -112,7 +112,7 @@ PREDICT = (
 import io
 import numpy as np
 from PIL import Image
-from tasks.inference.decoding import open_decoder
+from tasks.inference.decoding.policies import open_decoder
 from tasks.models.architectures import build
 from tasks.models.loading import wrap
 from tasks.models.runtimes.torch_runtime import TorchRuntime

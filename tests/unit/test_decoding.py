@@ -16,8 +16,8 @@ from PIL import ExifTags, Image, ImageOps
 from torchvision.transforms import InterpolationMode, v2
 
 from tasks.errors import ImageError
-from tasks.inference import decoding
-from tasks.inference.decoding import FORMATS, MAX_PIXELS, decode
+from tasks.inference.decoding import policies
+from tasks.inference.decoding.policies import FORMATS, MAX_PIXELS, decode
 from tasks.models.bundle import Preprocessing
 from tests.pictures import picture
 
@@ -363,7 +363,7 @@ def test_too_many_pixels_are_refused_where_warnings_are_errors() -> None:
 
 
 def test_the_limit_itself_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "MAX_PIXELS", 100)
+    monkeypatch.setattr(policies, "MAX_PIXELS", 100)
 
     assert decode(picture(1, (10, 10)), spec(10, 10)).shape == (10, 10, 3)
     assert reason(picture(1, (10, 11)), spec(10, 10)) == "too_many_pixels"

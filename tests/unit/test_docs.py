@@ -53,7 +53,7 @@ def test_every_column_of_a_view_is_in_docs_sql(view: str, tmp_path: Path) -> Non
 
 
 def test_every_reason_is_in_docs_sql() -> None:
-    code = "".join(path.read_text() for path in (ROOT / "tasks" / "inference").glob("*.py"))
+    code = "".join(path.read_text() for path in (ROOT / "tasks" / "inference").rglob("*.py"))
     reasons = set(re.findall(r'ImageError\(\s*"(\w+)"', code))
     reasons |= {ACCESS_DENIED, STORAGE_ERROR, NONFINITE_OUTPUT}
     assert {"empty", "truncated", "too_many_pixels"} <= reasons

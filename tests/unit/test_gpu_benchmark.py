@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import gpu
-from tasks.inference.nvjpeg import NvjpegDecoder
+from tasks.inference.decoding.nvjpeg import NvjpegDecoder
 from tasks.models.runtimes.torch_runtime import TorchRuntime
 from tests.unit.test_bare_image import BLOCK, on_the_bare_image
 

@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageFile
 
 from tasks.errors import ImageError
-from tasks.inference import jpeg, machine_code
-from tasks.inference.decoding import MAX_PIXELS, WORTH_COMPILING, Decoder, decode, decoder_version
-from tasks.inference.geometry import crop_of
-from tasks.inference.jpeg import JpegDecoder, orientation_of
-from tasks.inference.resampling import KERNEL, Resampler
+from tasks.inference.decoding import jpeg, machine_code
+from tasks.inference.decoding.geometry import crop_of
+from tasks.inference.decoding.jpeg import JpegDecoder, orientation_of
+from tasks.inference.decoding.policies import MAX_PIXELS, WORTH_COMPILING, Decoder, decode, decoder_version
+from tasks.inference.decoding.resampling import KERNEL, Resampler
 from tasks.models.bundle import Preprocessing
 from tests.conftest import outer_environment
 
@@ -261,7 +261,7 @@ def test_a_large_picture_does_not_keep_its_memory(compiled: Path, monkeypatch: p
 def test_the_kernel_is_compiled_once_on_a_machine(tmp_path: Path) -> None:
     """The second process finds it in the folder, and does without numba."""
     program = (
-        "import sys\nfrom pathlib import Path\nfrom tasks.inference.resampling import KERNEL, Resampler\n"
+        "import sys\nfrom pathlib import Path\nfrom tasks.inference.decoding.resampling import KERNEL, Resampler\n"
         "resampler = Resampler('bilinear', Path(sys.argv[1]))\nprint(resampler.is_ready())\n"
         "resampler.prepare()\nprint('numba' in sys.modules)\n"
     )

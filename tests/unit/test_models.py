@@ -23,7 +23,7 @@ from tasks.models.architectures import build, classifiers
 from tasks.models.bundle import Bundle, ModelSpec, Preprocessing, read_bundle, write_bundle
 from tasks.models.loading import load_classifier
 from tasks.models.resolving import resolve_model
-from tasks.models.runtimes import choose_device, open_runtime
+from tasks.models.runtimes import choose_device, open_runtime, openvino_runtime
 from tasks.models.runtimes.openvino_runtime import OpenVinoRuntime, _convert
 from tasks.models.runtimes.torch_runtime import TorchRuntime, open_torch
 from tasks.models.spec import Option
@@ -729,3 +729,15 @@ def test_a_row_does_not_depend_on_the_batch_that_it_comes_with(home: Path) -> No
     pixels = np.random.default_rng(1).integers(0, 256, (runtime.batch_size, 224, 224, 3), dtype=np.uint8)
     together = runtime.forward(pixels)
     assert np.array_equal(np.concatenate([runtime.forward(pixels[:3]), runtime.forward(pixels[3:])]), together)
+
+
+def test_a_network_that_cannot_be_compiled_says_so_at_every_forward_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is compiled beside other things, so opening the runtime cannot tell."""
+    monkeypatch.setattr(openvino_runtime, "ALONE", {"NUM_STREAMS": "as many as you like"})
+    write_small_bundle(tmp_path / "model")
+    runtime = OpenVinoRuntime(read_bundle(tmp_path / "model"), tmp_path)
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="number of streams"):
+            runtime.forward(runtime.buffer())

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from tasks.errors import ConfigurationError, GlobalFault, ImageError
-from tasks.inference.decoding import Decoder, decode, decoder_version, open_decoder
-from tasks.inference.header import read_header
-from tasks.inference.nvjpeg import GROUP, NvjpegDecoder
+from tasks.inference.decoding.header import read_header
+from tasks.inference.decoding.nvjpeg import GROUP, NvjpegDecoder
+from tasks.inference.decoding.policies import Decoder, decode, decoder_version, open_decoder
 from tasks.models.spec import Preprocessing
 
 Pixels = npt.NDArray[np.uint8]
@@ -132,7 +132,7 @@ def test_all_else_is_exact_1_to_the_level(name: str) -> None:
 
 def test_a_picture_of_too_many_pixels_for_the_device_is_exact_1s(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder, fallback = open_cpu()
-    monkeypatch.setattr("tasks.inference.nvjpeg.MOST_PIXELS", 90 * 70 - 1)
+    monkeypatch.setattr("tasks.inference.decoding.nvjpeg.MOST_PIXELS", 90 * 70 - 1)
 
     decoder.decode_group([jpeg()], canvas(1))
 
@@ -273,7 +273,7 @@ def test_a_worker_without_a_gpu_refuses_the_policy_and_takes_the_others(tmp_path
     for policy in ("exact-1", "fast-1"):
         decoder = open_decoder(spec(decode=policy), tmp_path, 1, "cpu")
         assert isinstance(decoder, Decoder)
-        assert decoder.group == 1
+        assert decoder.group == 4
 
 
 def test_a_cpu_policy_decodes_a_group_one_by_one(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import shutil
 import tempfile
 import threading
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -62,14 +61,19 @@ class OpenVinoRuntime:
         crop = bundle.spec.preprocessing.crop
         self._shape = (self.batch_size, crop, crop, 3)
         self._free = queue.SimpleQueue[Any]()
-        with ThreadPoolExecutor(self.streams) as pool:
-            for request in pool.map(lambda _: self._compile(core, folder / "model.xml"), range(self.streams)):
-                self._free.put(request)
+        # Nobody waits for them before the first forward pass: there is a decoder to load meanwhile. No daemons: a process
+        # that ends while OpenVINO compiles would abort.
+        for _ in range(self.streams):
+            threading.Thread(target=self._compile, args=(core, folder / "model.xml"), name="compile").start()
 
-    def _compile(self, core: Any, path: Path) -> Any:
-        model = core.read_model(path)
-        model.reshape(list(self._shape))  # a batch of known size is a tenth faster (MobileNetV3-Small)
-        return core.compile_model(model, "CPU", ALONE).create_infer_request()
+    def _compile(self, core: Any, path: Path) -> None:
+        """One more request, or the error that the next forward pass raises."""
+        try:
+            model = core.read_model(path)
+            model.reshape(list(self._shape))  # a batch of known size is a tenth faster (MobileNetV3-Small)
+            self._free.put(core.compile_model(model, "CPU", ALONE).create_infer_request())
+        except Exception as error:
+            self._free.put(error)
 
     def buffer(self) -> Pixels:
         """See Runtime.buffer."""
@@ -83,6 +87,8 @@ class OpenVinoRuntime:
             batch[: len(pixels)], batch[len(pixels) :] = pixels, 0
         request = self._free.get()
         try:
+            if isinstance(request, Exception):
+                raise request
             return request.infer([batch])[0][: len(pixels)].copy()  # type: ignore[no-any-return]
         finally:
             self._free.put(request)

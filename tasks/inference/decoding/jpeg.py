@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image
 
-from tasks.inference.geometry import crop_of
-from tasks.inference.header import APP1, segments
-from tasks.inference.resampling import Resampler
+from tasks.inference.decoding.geometry import crop_of
+from tasks.inference.decoding.header import APP1, segments
+from tasks.inference.decoding.resampling import Resampler
 from tasks.models.bundle import Preprocessing
 
 log = logging.getLogger(__name__)

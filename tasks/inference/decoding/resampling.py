@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tasks.inference.geometry import Geometry
-from tasks.inference.machine_code import INTEGER, POINTER, REAL, Call, Kernel
+from tasks.inference.decoding.geometry import Geometry
+from tasks.inference.decoding.machine_code import INTEGER, POINTER, REAL, Call, Kernel
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -26,7 +26,7 @@ STRIP = 16  # rows that are resized side by side, as in kernel.py
 
 # Beside the pictures and their geometry it is given memory to work in.
 KERNEL = Kernel(
-    "tasks.inference.kernel",
+    "tasks.inference.decoding.kernel",
     "resample",
     (POINTER, *(INTEGER,) * 5, *(REAL,) * 3, INTEGER, *(POINTER,) * 9),
 )

@@ -25,9 +25,9 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from tasks.errors import ConfigurationError, ImageError
-from tasks.inference.geometry import crop_of
-from tasks.inference.jpeg import JpegDecoder, stated_orientation
-from tasks.inference.nvjpeg import NvjpegDecoder
+from tasks.inference.decoding.geometry import crop_of
+from tasks.inference.decoding.jpeg import JpegDecoder, stated_orientation
+from tasks.inference.decoding.nvjpeg import NvjpegDecoder
 from tasks.models.spec import Preprocessing
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")

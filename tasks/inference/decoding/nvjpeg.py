@@ -24,9 +24,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tasks.errors import ConfigurationError, GlobalFault, ImageError
-from tasks.inference.geometry import Geometry, crop_of
-from tasks.inference.header import JpegHeader, read_header
-from tasks.inference.jpeg import SIDEWAYS, orientation_of
+from tasks.inference.decoding.geometry import Geometry, crop_of
+from tasks.inference.decoding.header import JpegHeader, read_header
+from tasks.inference.decoding.jpeg import SIDEWAYS, orientation_of
 from tasks.models.spec import Preprocessing
 
 if TYPE_CHECKING:

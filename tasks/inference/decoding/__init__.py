@@ -1,0 +1,11 @@
+"""From bytes to pixels, by a policy that is part of model_id.
+
+policies.py      which decoder a policy takes, and Pillow for all that the others leave
+jpeg.py          JPEG on a CPU: libjpeg-turbo, then the resize
+nvjpeg.py        JPEG in groups on a GPU
+header.py        what a JPEG says before its pixels
+geometry.py      where the crop lies
+resampling.py    resize and crop in one go
+kernel.py        the loops of it, in Python that numba compiles
+machine_code.py  Python compiled once on a machine, and kept
+"""
