@@ -741,3 +741,25 @@ def test_a_network_that_cannot_be_compiled_says_so_at_every_forward_pass(
     for _ in range(3):
         with pytest.raises(RuntimeError, match="number of streams"):
             runtime.forward(runtime.buffer())
+
+
+def test_two_first_forward_passes_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    """With an interpreter that changes threads all the time, they met in one of two processes and stood still."""
+    write_small_bundle(tmp_path / "model")
+    program = (
+        "import pathlib, sys, threading\n"
+        "sys.setswitchinterval(1e-6)\n"
+        "from tasks.models.bundle import read_bundle\n"
+        "from tasks.models.runtimes.openvino_runtime import OpenVinoRuntime\n"
+        "home = pathlib.Path(sys.argv[1])\n"
+        "runtime, together = OpenVinoRuntime(read_bundle(home / 'model'), home / 'compiled'), threading.Barrier(2)\n"
+        "def forward(pixels):\n"
+        "    together.wait()\n"
+        "    runtime.forward(pixels)\n"
+        "threads = [threading.Thread(target=forward, args=(runtime.buffer(),)) for _ in range(2)]\n"
+        "for thread in threads: thread.start()\n"
+        "for thread in threads: thread.join()\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    for _ in range(6):
+        subprocess.run(command, env=outer_environment(), check=True, timeout=60)

@@ -39,6 +39,10 @@ CONVERSION = 2
 # torch traces one module at a time.
 _TRACING = threading.Lock()
 
+# OpenVINO's Python side fills its static variables at the first inference of a process. Two threads that meet there wait
+# for each other for ever: one has the interpreter's lock, the other one that of the variable.
+_FIRST = threading.Lock()
+
 
 class OpenVinoRuntime:
     """A network on the CPU, compiled once for each core and run there in one thread.
@@ -71,7 +75,10 @@ class OpenVinoRuntime:
         try:
             model = core.read_model(path)
             model.reshape(list(self._shape))  # a batch of known size is a tenth faster (MobileNetV3-Small)
-            self._free.put(core.compile_model(model, "CPU", ALONE).create_infer_request())
+            request = core.compile_model(model, "CPU", ALONE).create_infer_request()
+            with _FIRST:
+                request.infer([np.zeros(self._shape, np.uint8)])
+            self._free.put(request)
         except Exception as error:
             self._free.put(error)
 
