@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save
 from tasks.errors import ConfigurationError, ModelError
 from tasks.models.architectures import build, classifiers
 from tasks.models.bundle import Bundle, ModelSpec, Preprocessing, read_bundle, write_bundle
-from tasks.models.loading import load_classifier
+from tasks.models.loading import Classifier, load_classifier
 from tasks.models.resolving import resolve_model
 from tasks.models.runtimes import choose_device, open_runtime, openvino_runtime
 from tasks.models.runtimes.openvino_runtime import OpenVinoRuntime, _convert
@@ -763,3 +763,13 @@ def test_two_first_forward_passes_do_not_wait_for_each_other(tmp_path: Path) -> 
     command = [sys.executable, "-c", program, str(tmp_path)]
     for _ in range(6):
         subprocess.run(command, env=outer_environment(), check=True, timeout=60)
+
+
+def test_the_network_gets_normalised_pixels_with_the_channels_in_front() -> None:
+    """What torchvision's ToTensor and Normalize give, up to the rounding of float32."""
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 5, 3), dtype=np.uint8)
+    found = Classifier(torch.nn.Identity(), mean, std, torch.float32)(torch.from_numpy(pixels)).numpy()
+    expected = ((pixels / 255.0 - np.array(mean)) / np.array(std)).transpose(0, 3, 1, 2)
+    assert found.shape == (2, 3, 5, 5)
+    assert np.abs(found - expected).max() < 1e-5
