@@ -78,7 +78,7 @@ class Chain:
         """Each of the queues may hold its share of the bytes. The look-up runs in the thread that feeds the decoders."""
         runtime, share = self._parts.runtime, self._parts.settings.queue_mib * MIB // 6
         batch, stop = runtime.batch_size, self.closing
-        ahead, calls = 2 * workers["read"], max(4, self._decoder.group) * workers["decode"]
+        ahead, calls = 2 * workers["read"], self._decoder.group * workers["decode"]
         room = Room(ahead, share, listed_size)
         self._read = Parallel(self._read_one, self._rows(), workers["read"], room, stop, "read")
         self._files = Buffered(self._read, Room(ahead, share, weight), stop, "read-out")

@@ -262,7 +262,7 @@ def test_the_kernel_is_compiled_once_on_a_machine(tmp_path: Path) -> None:
     """The second process finds it in the folder, and does without numba."""
     program = (
         "import sys\nfrom pathlib import Path\nfrom tasks.inference.decoding.resampling import KERNEL, Resampler\n"
-        "resampler = Resampler('bilinear', Path(sys.argv[1]))\nprint(resampler.is_ready())\n"
+        "resampler = Resampler('bilinear', Path(sys.argv[1]))\nprint(resampler.is_ready)\n"
         "resampler.prepare()\nprint('numba' in sys.modules)\n"
     )
     command = [sys.executable, "-c", program, str(tmp_path)]

@@ -59,13 +59,16 @@ class JpegDecoder:
         self._shrink = shrink
         self._resampler = Resampler(spec.interpolation, compiled)
         self._local = threading.local()
-        self.is_ready = self._resampler.is_ready()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the kernel is there."""
+        return self._resampler.is_ready
 
     def prepare(self) -> None:
         """Compile the kernel if need be, in about three seconds."""
         if not self.is_ready:
             self._resampler.prepare()
-            self.is_ready = True
 
     def prepare_beside(self) -> None:
         """The same in a thread of its own; the pictures that come meanwhile are for another decoder."""

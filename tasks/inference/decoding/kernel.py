@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 from numba import carray, njit
 
-# Rows that are resized side by side: 64 levels stand next to each other and take the same weight, which is what vector
-# registers are for. 16 were the fastest of 2 to 128.
-STRIP = 16
+from tasks.inference.decoding.resampling import STRIP
+
 LANES = 4 * STRIP
 
 ONE, HALF, BITS = float(1 << 22), np.int32(1 << 21), np.int32(22)

@@ -45,12 +45,14 @@ _ENGINES: list[Any] = []  # They own the code, so they last as long as the proce
 class Kernel:
     """A function of numbers and addresses that returns nothing and raises nothing, in Python that numba compiles.
 
-    All of it stands in one module. That is imported only to be compiled, and compiled anew when its file changes.
+    All of it stands in one module, but for the `constants` that it shares with its caller. The module is imported only to
+    be compiled, and compiled anew when its file or a constant changes.
     """
 
     module: str
     function: str
     arguments: tuple[str, ...]
+    constants: tuple[int, ...] = ()
 
     def kept(self, folder: Path) -> Call | None:
         """What this or another process has compiled on this machine; None where nobody has."""
@@ -89,7 +91,7 @@ class Kernel:
         place = private_folder(folder, "kernels")
         if place is None:
             return None
-        made_by = (version("numba"), version("llvmlite"), sys.platform, self.arguments)
+        made_by = (version("numba"), version("llvmlite"), sys.platform, self.arguments, self.constants)
         made_for = (llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
         sources = _source(self.module) + _source(__name__)
         key = hashlib.sha256(sources + repr((made_by, made_for)).encode()).hexdigest()
