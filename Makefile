@@ -11,7 +11,7 @@ export PYTHONPATH := $(CURDIR)
 .PHONY: help demo ui test bench lint types format lock clean compose-check
 
 help:  ## List the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 16
+	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 16
 
 demo: $(VENV)/.installed  ## Install, make a bucket and a model, and run the pipeline twice
 	@$(PY) -m demo
@@ -50,6 +50,14 @@ lock: $(UV)  ## Pin every package with hashes, for Python 3.11, 3.12 and 3.13
 		--custom-compile-command "make lock" requirements-uv.in -o requirements-uv.txt
 	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate \
 		--custom-compile-command "make lock" requirements-bench.in -o requirements-bench.txt
+
+	for extra in nncf pruning timm onnx tensorrt; do \
+		$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate \
+			--custom-compile-command "make lock" extras/$$extra.in -o extras/$$extra.txt || exit 1; done
+
+# nncf, pruning, timm, onnx or tensorrt: what each is for stands in extras/NAME.in.
+extra-%: $(VENV)/.installed  ## Install an extra: make extra-nncf
+	$(UV) pip install -q --python $(PY) --require-hashes -r extras/$*.txt
 
 clean:  ## Remove what the demo and the tests left; the environment stays
 	rm -rf var .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -95,7 +95,7 @@ def agree(pictures: dict[str, list[Pixels]], weights: Path, home: Path) -> None:
     """Top-1 labels under each policy against those of the reference."""
     settings = load_settings(home=home, device="cpu")
     runtime = open_runtime(resolve_model(f"torchvision:squeezenet1_0?weights={weights}", settings), settings)
-    labels = {name: runtime.forward(np.stack(found)).argmax(axis=1) for name, found in pictures.items()}
+    labels = {name: runtime.predict(np.stack(found)).argmax(axis=1) for name, found in pictures.items()}
     for name, found in labels.items():
         same = int((found == labels["reference"]).sum())
         print(f"{name}: the same top-1 label on {same} of {len(found)} photographs")

@@ -135,7 +135,7 @@ def by_streams(runtime: Runtime) -> Rate:
     """As many threads in `forward` as it has streams."""
 
     def count(pixels: Pixels) -> int:
-        return len(runtime.forward(pixels))
+        return len(runtime.predict(pixels))
 
     def rate(seconds: float) -> float:
         buffers = [filled(runtime.buffer()) for _ in range(runtime.streams)]
@@ -290,7 +290,7 @@ class Chain:
             buffer = self.full.get(timeout=0.1)
         except queue.Empty:
             return 0
-        count = len(self.runtime.forward(buffer))
+        count = len(self.runtime.predict(buffer))
         self.free.put(buffer)
         return count
 

@@ -84,7 +84,7 @@ def measure(name: str, rounds: int) -> Rates:
 def on_all_streams(runtime: Runtime, pool: ThreadPoolExecutor, images: Pixels) -> Logits:
     """Logits of many images, in batches of the runtime's size and on all of its streams, as a shard runs them."""
     batches = [images[start : start + runtime.batch_size] for start in range(0, len(images), runtime.batch_size)]
-    return np.concatenate(list(pool.map(runtime.forward, batches)))
+    return np.concatenate(list(pool.map(runtime.predict, batches)))
 
 
 def rate(forward: Callable[[Pixels], Logits], pixels: Pixels) -> float:

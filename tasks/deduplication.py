@@ -52,7 +52,7 @@ def deduplicate(
     where that cannot be told. `retried` tells whether a key belongs to the pipeline, where failures that are due are
     to be tried again although they were not listed; None where they are not. A dry run marks and forgets nothing.
     """
-    spec = {**bundle.identity(), "weights": bundle.spec.weights}
+    spec = bundle.identity()
     with writing(engine) as connection:
         model_no = register_model(connection, bundle.model_id, bundle.spec.name, bundle.spec.version, spec)
         rows.attach_model(connection, staging, model_no)

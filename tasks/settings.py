@@ -11,7 +11,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import quote, unquote_plus
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
@@ -46,6 +46,9 @@ class Settings(BaseSettings):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,2})?)$")] = Field(
         "auto", description="Where the forward pass runs: auto, cpu, cuda or, of several GPUs, cuda:N."
     )
+    runtime: Literal["auto", "openvino", "torch", "onnxruntime", "tensorrt"] = Field(
+        "auto", description="What runs the forward pass; the best for the device and the bundle where it is auto."
+    )
     batch_size: Annotated[int, Field(ge=1)] | None = Field(
         None, description="The most images in one forward pass; what the runtime finds best where it is not set."
     )
@@ -55,6 +58,9 @@ class Settings(BaseSettings):
     )
     queue_mib: Annotated[int, Field(ge=1)] = Field(
         256, description="MiB of files and pixels that wait between the stages of one worker."
+    )
+    cost_per_hour: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="What an hour of a worker costs, in dollars: estimates are made with it."
     )
     s3_endpoint: str | None = Field(None, description="An S3-compatible server; AWS where it is not set.")
     s3_region: str | None = Field(None, description="Region of the bucket.")
@@ -75,8 +81,13 @@ class Settings(BaseSettings):
 
     @property
     def bundles(self) -> Path:
-        """Folder of the bundles that `torchvision:` URIs were turned into."""
+        """Folder of the bundles that URIs were turned into."""
         return self.home / "bundles"
+
+    @property
+    def models(self) -> Path:
+        """Folder of the bundles that `./afterimage models` keeps by name."""
+        return self.home / "models"
 
 
 def load_settings(**overrides: Any) -> Settings:

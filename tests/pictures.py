@@ -28,7 +28,9 @@ def write_pictures(folder: Path, count: int, start: int = 0) -> list[str]:
     return keys
 
 
-def write_small_bundle(folder: Path, seed: int = 0, crop: int = 16, labels: tuple[str, ...] = LABELS) -> Path:
+def write_small_bundle(
+    folder: Path, seed: int = 0, crop: int = 16, labels: tuple[str, ...] = LABELS, pinned: bool = False
+) -> Path:
     """A bundle with an untrained small_cnn: its predictions mean nothing, and are the same every time."""
     import torch
     from safetensors.torch import save
@@ -46,4 +48,14 @@ def write_small_bundle(folder: Path, seed: int = 0, crop: int = 16, labels: tupl
     )
     folder.mkdir(parents=True, exist_ok=True)
     write_bundle(folder, spec, labels, save(build(spec.architecture, len(labels), spec.options).state_dict()))
+    if not pinned:
+        unpin(folder)
     return folder
+
+
+def unpin(folder: Path) -> None:
+    """Take [files] out of model.toml: a bundle as somebody writes it by hand, whose files may change under it."""
+    manifest = folder / "model.toml"
+    head, _, tail = manifest.read_text(encoding="utf-8").partition("\n[files]\n")
+    _, _, rest = tail.partition("\n[")
+    manifest.write_text(head + (f"\n[{rest}" if rest else ""), encoding="utf-8")

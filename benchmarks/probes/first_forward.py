@@ -45,7 +45,7 @@ def predict(shard: str, database: str, started: float) -> None:
 
     def watched(*arguments: Any) -> Any:
         runtime = open_runtime(*arguments)
-        forward = runtime.forward
+        forward = runtime.predict
 
         def timed(pixels: Any) -> Any:
             logits = forward(pixels)
@@ -53,7 +53,7 @@ def predict(shard: str, database: str, started: float) -> None:
                 ends.append(time.monotonic())
             return logits
 
-        runtime.forward = timed  # type: ignore[method-assign]
+        runtime.predict = timed  # type: ignore[method-assign]
         return runtime
 
     runtimes.open_runtime = watched  # type: ignore[assignment]

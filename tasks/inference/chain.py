@@ -215,7 +215,7 @@ class Chain:
         bundle, spec = self._parts.bundle, self._parts.bundle.spec
         with meter.work(len(batch)):
             pixels = self._slots.gather([work.pixels for work in batch], self._buffer())
-            found = score(self._parts.runtime.forward(pixels), bundle.labels, spec.top_k)
+            found = score(self._parts.runtime.predict(pixels), bundle.labels, spec.top_k)
         with self._lock:
             self._passes += len(batch)
         for work, scored in zip(batch, found, strict=True):

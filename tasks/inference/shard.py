@@ -163,7 +163,7 @@ class _Attempt:
     def _try_model(self) -> None:
         """One blank image, before any image can be blamed for a broken model; reading and decoding have begun."""
         crop, classes = self.shard.bundle.spec.preprocessing.crop, len(self.shard.bundle.labels)
-        logits = self.shard.runtime.forward(np.full((1, crop, crop, 3), 127, np.uint8))
+        logits = self.shard.runtime.predict(np.full((1, crop, crop, 3), 127, np.uint8))
         if logits.shape != (1, classes):
             raise ModelError(
                 f"The model gives {logits.shape[1:]} outputs for {classes} labels. Correct the labels file."

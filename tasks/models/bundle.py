@@ -2,10 +2,10 @@
 
     name = "digits"
     version = "1"
-    architecture = "small_cnn"              # or "torchvision:squeezenet1_0"
-    weights = "weights.safetensors"
+    architecture = "small_cnn"              # or "torchvision:NAME", "timm:NAME"; or "openvino", "onnx", "torch.export"
+    weights = "weights.safetensors"         # for the last three: the file that holds the network, or its numbers
     labels = "labels.txt"                   # one label a line, in the order of the network's outputs
-    precision = "fp32"                      # fp32, bf16 or fp16: declared here, never chosen by a worker
+    precision = "fp32"                      # fp32, bf16, fp16 or int8: declared here, never chosen by a worker
     top_k = 5
 
     [preprocessing]
@@ -18,6 +18,14 @@
 
     [options]                               # arguments of the architecture, if it takes any
 
+    [files]                                 # sha256 of each file; a file that differs is refused
+    "weights.safetensors" = "..."
+
+    [provenance]                            # where it comes from; no part of what it is
+
+Three more keys are rare: `network`, the .xml beside the weights of "openvino"; `pruned = true`, where the weights have fewer
+channels than the architecture says; `trusted = true`, without which no "torch.export" is opened.
+
 A bundle is immutable: a change of any of this is another model, with another `model_id`.
 """
 
@@ -25,13 +33,13 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tasks.errors import ModelError
-from tasks.models.fingerprint import fingerprint
+from tasks.models.fingerprint import file_digest, fingerprint
 from tasks.models.spec import ModelSpec, Preprocessing
 
 __all__ = ["Bundle", "ModelSpec", "Preprocessing", "read_bundle", "write_bundle"]
@@ -47,19 +55,34 @@ class Bundle:
 
     @property
     def weights(self) -> Path:
-        """The safetensors file."""
+        """The file of weights; for "onnx" and "torch.export" the one that holds the network too."""
         return self.folder / self.spec.weights
+
+    @property
+    def network(self) -> Path:
+        """The file that says what the network looks like, where its architecture is no code of ours."""
+        return self.folder / (self.spec.network or self.spec.weights)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that it consists of, besides model.toml."""
+        names = (self.spec.network, self.spec.weights, self.spec.labels)
+        return tuple(self.folder / name for name in names if name)
 
     @cached_property
     def model_id(self) -> str:
-        """64 hex digits; see fingerprint.py."""
-        return fingerprint(self.identity(), self.weights)
+        """64 hex digits; see fingerprint.py. Raises ModelError where a file is not the one that model.toml pins."""
+        return fingerprint(self.identity())
 
     def identity(self) -> dict[str, Any]:
-        """Everything besides the weights that a prediction depends on, as plain JSON values."""
+        """Everything that a prediction depends on, as plain JSON values."""
         spec = self.spec.plain()
         used = ("architecture", "options", "precision", "preprocessing", "top_k")
-        return {**{key: spec[key] for key in used}, "labels": list(self.labels)}
+        identity = {**{key: spec[key] for key in used}, "labels": list(self.labels)}
+        identity["weights"] = checked_digest(self.weights, self.spec)
+        if self.spec.network:
+            identity["network"] = checked_digest(self.network, self.spec)
+        return identity
 
 
 def read_bundle(folder: Path) -> Bundle:
@@ -76,11 +99,23 @@ def read_bundle(folder: Path) -> Bundle:
     from tasks.models.manifest import check_manifest
 
     spec = check_manifest(manifest, table)
-    if not (folder / spec.weights).is_file():
+    for key, name in (("weights", spec.weights), ("network", spec.network)):
+        if name and not (folder / name).is_file():
+            raise ModelError(f"{folder / name} does not exist. Put the {key} there, or correct `{key}` in {manifest}.")
+    labels = _labels(folder / spec.labels)
+    checked_digest(folder / spec.labels, spec)
+    return Bundle(folder, spec, labels)
+
+
+def checked_digest(path: Path, spec: ModelSpec) -> str:
+    """sha256 of a bundle's file. Raises ModelError where model.toml pins another one."""
+    found, expected = file_digest(path), spec.files.get(path.name)
+    if expected not in (None, found):
         raise ModelError(
-            f"{folder / spec.weights} does not exist. Put the weights there, or correct `weights` in {manifest}."
+            f"{path} has the sha256 {found[:12]}..., and model.toml expects {expected[:12]}...: it was changed since the "
+            "bundle was made. Bring the file back; if the change is meant, make a new bundle with ./afterimage models add."
         )
-    return Bundle(folder, spec, _labels(folder / spec.labels))
+    return found
 
 
 def _labels(path: Path) -> tuple[str, ...]:
@@ -97,11 +132,17 @@ def _labels(path: Path) -> tuple[str, ...]:
     return labels
 
 
-def write_bundle(folder: Path, spec: ModelSpec, labels: Iterable[str], weights: bytes) -> None:
-    """Write a bundle into a folder that exists; the inverse of read_bundle."""
-    (folder / spec.weights).write_bytes(weights)
+def write_bundle(folder: Path, spec: ModelSpec, labels: Iterable[str], weights: bytes | None = None) -> None:
+    """Write a bundle into a folder that exists, with the sha256 of each file; the inverse of read_bundle.
+
+    Without `weights` the files of the network are there already.
+    """
+    if weights is not None:
+        (folder / spec.weights).write_bytes(weights)
     (folder / spec.labels).write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
-    (folder / "model.toml").write_text(_toml(spec), encoding="utf-8")
+    names = [name for name in (spec.network, spec.weights, spec.labels) if name]
+    pinned = replace(spec, files={name: file_digest(folder / name) for name in names})
+    (folder / "model.toml").write_text(_toml(pinned), encoding="utf-8")
 
 
 def _toml(spec: ModelSpec) -> str:
@@ -109,8 +150,15 @@ def _toml(spec: ModelSpec) -> str:
     import json
 
     top = spec.plain()
-    tables = {key: top.pop(key) for key in ("preprocessing", "options")}
+    tables = {key: top.pop(key) for key in ("preprocessing", "options", "files", "provenance") if key in top}
     lines = [f"{key} = {json.dumps(value)}" for key, value in top.items()]
     for name, table in tables.items():
-        lines += ["", f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
+        lines += ["", f"[{name}]", *(f"{_key(key)} = {json.dumps(value)}" for key, value in table.items())]
     return "\n".join(lines) + "\n"
+
+
+def _key(name: str) -> str:
+    """A key of TOML: a file's name needs quotes."""
+    import json
+
+    return name if name.replace("_", "").isalnum() and name.isascii() else json.dumps(name)

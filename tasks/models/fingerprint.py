@@ -16,9 +16,9 @@ from typing import Any
 SCHEME = 1
 
 
-def fingerprint(identity: Mapping[str, Any], weights: Path) -> str:
-    """sha256 over the canonical JSON of `identity` and the digest of the weights file, as 64 hex digits."""
-    content = {"scheme": SCHEME, "weights": file_digest(weights), **identity}
+def fingerprint(identity: Mapping[str, Any]) -> str:
+    """sha256 over the canonical JSON of `identity`, which holds the digests of the files, as 64 hex digits."""
+    content = {"scheme": SCHEME, **identity}
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 

@@ -5,6 +5,9 @@ Only safetensors are read: tensors and nothing else, so no pickle is executed.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
@@ -49,23 +52,62 @@ class Classifier(nn.Module):
 
 
 def load_classifier(bundle: Bundle) -> Classifier:
-    """Build the network, fill in the weights and wrap it. Raises ModelError where they do not fit."""
+    """Build the network, fill in the weights and wrap it. Raises ModelError where they do not fit, or are not finite."""
+    if bundle.spec.form == "torch.export":
+        from tasks.models.exported import load_exported
+
+        return wrap(load_exported(bundle), bundle.spec)
+    if bundle.spec.form != "torch":
+        raise ModelError(
+            f'{bundle.folder} holds a network of architecture = "{bundle.spec.architecture}", and torch needs one that is '
+            "code. Use the bundle that it was made from, or a worker whose runtime takes it (docs/models.md)."
+        )
+    network = build(bundle.spec.architecture, len(bundle.labels), bundle.spec.options)
+    state = read_weights(bundle.weights)
+    problems = misfits(network, state)
+    if problems:
+        raise ModelError(
+            f"{bundle.weights} does not fit {bundle.spec.architecture} with {len(bundle.labels)} labels: {problems}. "
+            "Check architecture, labels and weights of this bundle against each other."
+        )
+    network.load_state_dict(state, strict=True)
+    return wrap(network, bundle.spec)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file by name. Raises ModelError where it is none, or where a number is not finite."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    network = build(bundle.spec.architecture, len(bundle.labels), bundle.spec.options)
     try:
-        network.load_state_dict(load_file(bundle.weights), strict=True)
+        state = load_file(path)
     except SafetensorError as error:
+        raise ModelError(f"{path} is no safetensors file: {error}. Convert the weights to safetensors.") from None
+    broken = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if broken:
         raise ModelError(
-            f"{bundle.weights} is no safetensors file: {error}. Convert the weights to safetensors."
-        ) from None
-    except RuntimeError as error:
-        raise ModelError(
-            f"{bundle.weights} does not fit {bundle.spec.architecture} with {len(bundle.labels)} labels: {error}. "
-            "Check architecture, labels and weights of this bundle against each other."
-        ) from None
-    return wrap(network, bundle.spec)
+            f"{path} has numbers that are not finite (NaN or infinite) in {_some(broken)}. The training diverged, or the file "
+            "is damaged: use weights from an earlier step."
+        )
+    return state
+
+
+def misfits(network: nn.Module, state: Mapping[str, Tensor]) -> str:
+    """What keeps the tensors from being this network's weights, in words; empty where nothing does."""
+    wanted = network.state_dict()
+    missing = [name for name in wanted if name not in state]
+    unknown = [name for name in state if name not in wanted]
+    shapes = [
+        f"{name} is {list(state[name].shape)} and should be {list(wanted[name].shape)}"
+        for name in wanted
+        if name in state and state[name].shape != wanted[name].shape
+    ]
+    parts = (("it lacks", missing), ("it has besides", unknown), ("of another shape:", shapes))
+    return "; ".join(f"{what} {_some(names)}" for what, names in parts if names)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def wrap(network: nn.Module, spec: ModelSpec) -> Classifier:

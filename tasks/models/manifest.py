@@ -13,9 +13,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from tasks.errors import ModelError
-from tasks.models.spec import NEWEST, Channels, ModelSpec, Policy, Precision, Preprocessing
+from tasks.models.spec import GRAPHS, NEWEST, Channels, ModelSpec, Option, Policy, Precision, Preprocessing
 
 FileName = Annotated[str, Field(pattern=r"^[^/\\]+$")]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 def _newest(policy: object) -> object:
@@ -56,7 +57,35 @@ class _Manifest(BaseModel):
     precision: Precision = "fp32"
     top_k: Annotated[int, Field(ge=1, le=100)] = 5
     preprocessing: _Preprocessing
-    options: Mapping[str, bool | int | float | str] = Field(default_factory=dict)
+    options: Mapping[str, Option] = Field(default_factory=dict)
+    network: FileName | None = None
+    pruned: bool = False
+    trusted: bool = False
+    files: Mapping[FileName, Digest] = Field(default_factory=dict)
+    provenance: Mapping[str, Option] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _is_of_one_form(self) -> Self:
+        is_graph = self.architecture in GRAPHS
+        if self.precision == "int8" and not is_graph:
+            raise ValueError(
+                f"precision int8 needs a network that is quantised, and {self.architecture} is code with floating-point "
+                "weights; make one with ./afterimage models optimise --precision int8"
+            )
+        if (self.network is not None) != (self.architecture == "openvino"):
+            raise ValueError('`network` names the .xml file of architecture = "openvino", and belongs to no other')
+        if is_graph and self.pruned:
+            raise ValueError("`pruned` belongs to networks that are code: a file that holds its network needs none")
+        return self
+
+    @model_validator(mode="after")
+    def _is_trusted(self) -> Self:
+        if self.architecture == "torch.export" and not (self.trusted and self.weights in self.files):
+            raise ValueError(
+                f"torch.export.load may execute what the file says, so it needs trusted = true and the sha256 of "
+                f"{self.weights} under [files]; add both if you know who made the file"
+            )
+        return self
 
 
 def check_manifest(manifest: Path, table: Mapping[str, Any]) -> ModelSpec:
@@ -71,5 +100,6 @@ def check_manifest(manifest: Path, table: Mapping[str, Any]) -> ModelSpec:
 
 def _problems(manifest: Path, error: ValidationError) -> Iterable[str]:
     for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"]) or "the table"
-        yield f"{manifest}: {key} = {problem['input']!r}: {problem['msg']}. Correct model.toml."
+        key = ".".join(str(part) for part in problem["loc"])
+        found = f"{key} = {problem['input']!r}: " if key else ""
+        yield f"{manifest}: {found}{problem['msg'].removeprefix('Value error, ')}. Correct model.toml."

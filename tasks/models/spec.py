@@ -12,8 +12,13 @@ from typing import Any, Literal
 
 Channels = tuple[float, float, float]
 Policy = Literal["exact-1", "fast-1", "nvjpeg-1"]
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
 Option = bool | int | float | str
+
+# What a bundle's network is written in: safetensors for an architecture that is code here, or a file that holds the
+# network itself. `architecture` says which: these names stand for themselves, and every other one is code.
+Form = Literal["torch", "openvino", "onnx", "torch.export"]
+GRAPHS: tuple[Form, ...] = ("openvino", "onnx", "torch.export")
 
 NEWEST: Mapping[str, Policy] = {"exact": "exact-1", "fast": "fast-1", "nvjpeg": "nvjpeg-1"}
 
@@ -43,7 +48,11 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What model.toml says; bundle.py shows one."""
+    """What model.toml says; bundle.py shows one.
+
+    `files` holds the sha256 of each file by its name, `provenance` tells where the bundle comes from. Neither is part of
+    what the model is.
+    """
 
     name: str
     architecture: str
@@ -54,10 +63,24 @@ class ModelSpec:
     precision: Precision = "fp32"
     top_k: int = 5
     options: Mapping[str, Option] = field(default_factory=dict)
+    network: str | None = None
+    pruned: bool = False
+    trusted: bool = False
+    files: Mapping[str, str] = field(default_factory=dict, compare=False)
+    provenance: Mapping[str, Option] = field(default_factory=dict, compare=False)
+
+    @property
+    def form(self) -> Form:
+        """What the network is written in."""
+        return next((form for form in GRAPHS if form == self.architecture), "torch")
 
     def plain(self) -> dict[str, Any]:
-        """The values of model.toml by key, as dictionaries, lists, numbers and strings."""
+        """The values of model.toml by key, as dictionaries, lists, numbers and strings; without what is left at its default
+        by nearly all bundles."""
         values = asdict(self)
+        for key in ("network", "pruned", "trusted", "files", "provenance"):
+            if not values[key]:
+                del values[key]
         preprocessing = values["preprocessing"]
         for key in ("mean", "std"):
             preprocessing[key] = list(preprocessing[key])

@@ -39,7 +39,7 @@ def lanes(opened: TorchRuntime) -> list[CudaLane]:
 def test_fp32_on_the_gpu_is_fp32(name: str, is_compiled: bool, tmp_path: Path) -> None:
     opened = runtime(name, is_compiled=is_compiled, compiled=tmp_path)
 
-    found, expected = opened.forward(noise(8)), on_cpu(name, noise(8))
+    found, expected = opened.predict(noise(8)), on_cpu(name, noise(8))
 
     assert opened.device == torch.cuda.get_device_name()
     np.testing.assert_allclose(found, expected, atol=1e-3)
@@ -53,7 +53,7 @@ def test_half_precisions_give_the_same_top_1(
     name: str, precision: Precision, is_compiled: bool, tmp_path: Path
 ) -> None:
     expected = on_cpu(name, noise(64))
-    found = runtime(name, precision, batch_size=64, is_compiled=is_compiled, compiled=tmp_path).forward(noise(64))
+    found = runtime(name, precision, batch_size=64, is_compiled=is_compiled, compiled=tmp_path).predict(noise(64))
 
     limit = 0.1 * float(np.ptp(expected))
     np.testing.assert_allclose(found, expected, atol=limit)
@@ -81,39 +81,39 @@ def test_a_full_batch_replays_a_graph_in_every_lane() -> None:
         assert lane._graph is not None
         counting.append(Counting(lane._graph))
         lane._graph = counting[-1]  # type: ignore[assignment]
-    opened.forward(noise(8))
+    opened.predict(noise(8))
 
     assert sum(each.count for each in counting) == 1
 
 
 def test_a_lane_without_a_graph_gives_the_same() -> None:
     opened = runtime()
-    with_graph = opened.forward(noise(8))
+    with_graph = opened.predict(noise(8))
     for lane in lanes(opened):
         lane._graph = None
 
-    np.testing.assert_allclose(opened.forward(noise(8)), with_graph, atol=1e-5)
+    np.testing.assert_allclose(opened.predict(noise(8)), with_graph, atol=1e-5)
 
 
 def test_an_image_has_the_same_logits_in_a_full_and_in_a_partial_batch() -> None:
     opened = runtime()
-    full = opened.forward(noise(8))
+    full = opened.predict(noise(8))
 
     for count in (1, 3, 7):
-        np.testing.assert_array_equal(opened.forward(noise(8)[:count]), full[:count])
-    assert opened.forward(noise(21)).shape == (21, 1_000)
+        np.testing.assert_array_equal(opened.predict(noise(8)[:count]), full[:count])
+    assert opened.predict(noise(21)).shape == (21, 1_000)
 
 
 def test_two_threads_in_forward_get_what_one_gets() -> None:
     opened = runtime()
     batches = [noise(count, seed) for seed, count in enumerate([8, 8, 3, 8, 1, 8] * 10)]
-    alone = [opened.forward(batch) for batch in batches]
+    alone = [opened.predict(batch) for batch in batches]
     buffers = [opened.buffer() for _ in batches]
 
     def pinned(number: int) -> Any:
         batch = batches[number]
         buffers[number][: len(batch)] = batch
-        return opened.forward(buffers[number][: len(batch)])
+        return opened.predict(buffers[number][: len(batch)])
 
     with ThreadPoolExecutor(2) as pool:
         for left, right in zip(alone, pool.map(pinned, range(len(batches))), strict=True):
@@ -129,19 +129,19 @@ def test_a_buffer_is_pinned_and_is_copied_from_where_it_lies() -> None:
         lane._staging.fill_(0)
     buffer[...] = noise(8)
 
-    expected = opened.forward(noise(8))
+    expected = opened.predict(noise(8))
     for lane in lanes(opened):
         lane._staging.fill_(0)
-    np.testing.assert_array_equal(opened.forward(buffer), expected)
+    np.testing.assert_array_equal(opened.predict(buffer), expected)
     assert all(not lane._staging.any() for lane in lanes(opened))
 
 
 def test_the_logits_are_the_callers_to_keep() -> None:
     opened = runtime()
-    first = opened.forward(noise(8))
+    first = opened.predict(noise(8))
     kept = first.copy()
     for seed in range(4):
-        opened.forward(noise(8, seed + 1))
+        opened.predict(noise(8, seed + 1))
 
     np.testing.assert_array_equal(first, kept)
 
@@ -162,12 +162,12 @@ def test_memory_that_runs_out_halves_the_batch_until_it_fits(tmp_path: Path) -> 
     opened = runtime(batch_size=8_192)
 
     assert 1 <= opened.batch_size < 8_192
-    np.testing.assert_allclose(opened.forward(noise(40))[:8], on_cpu("resnet18", noise(40)[:8]), atol=1e-3)
+    np.testing.assert_allclose(opened.predict(noise(40))[:8], on_cpu("resnet18", noise(40)[:8]), atol=1e-3)
 
 
 def test_memory_that_runs_out_in_forward_halves_the_batch_and_goes_on() -> None:
     opened = runtime()
-    expected = opened.forward(noise(8))
+    expected = opened.predict(noise(8))
 
     def full(_: Tensor) -> Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -175,7 +175,7 @@ def test_memory_that_runs_out_in_forward_halves_the_batch_and_goes_on() -> None:
     for lane in lanes(opened):
         lane._graph, lane._program = None, programs.Program("eager", full)
 
-    np.testing.assert_allclose(opened.forward(noise(8)), expected, atol=1e-3)
+    np.testing.assert_allclose(opened.predict(noise(8)), expected, atol=1e-3)
     assert opened.batch_size == 4
     assert all(lane.batch == 4 and lane.replays for lane in lanes(opened))
 
@@ -185,14 +185,14 @@ def test_a_package_is_built_once_and_used_by_the_next_worker(tmp_path: Path, mon
     kind = lanes(first)[0]._program.kind
     if kind != "package":
         pytest.skip(f"no package can be built here, the program is {kind}: install g++ and CUDA's headers")
-    expected = first.forward(noise(8))
+    expected = first.predict(noise(8))
     assert all(lane.replays for lane in lanes(first)), "a package runs inside a graph"
 
     monkeypatch.setattr(programs, "build_package", None)
     again = runtime("squeezenet1_0", is_compiled=True, compiled=tmp_path)
 
     assert lanes(again)[0]._program.kind == "package"
-    np.testing.assert_allclose(again.forward(noise(8)), expected, atol=1e-5)
+    np.testing.assert_allclose(again.predict(noise(8)), expected, atol=1e-5)
 
 
 def test_the_batch_size_is_probed_once_and_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,5 +210,5 @@ def test_a_worker_keeps_to_its_own_device() -> None:
     opened = TorchRuntime(classifier(), CROP, "cuda:1", batch_size=8, is_compiled=False)
     opened.buffer()
 
-    np.testing.assert_allclose(opened.forward(noise(8)), on_cpu("resnet18", noise(8)), atol=1e-3)
+    np.testing.assert_allclose(opened.predict(noise(8)), on_cpu("resnet18", noise(8)), atol=1e-3)
     assert torch.cuda.memory_allocated(0) == before

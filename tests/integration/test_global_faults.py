@@ -114,7 +114,7 @@ def test_a_model_that_gives_nan_for_everything_blames_no_image(runner: Runner, t
 def test_an_image_whose_output_is_not_finite_is_quarantined_alone(
     runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forward = OpenVinoRuntime.forward
+    forward = OpenVinoRuntime.predict
 
     def nan_for_the_last(self: OpenVinoRuntime, pixels: Pixels) -> Logits:
         logits = forward(self, pixels)
@@ -122,7 +122,7 @@ def test_an_image_whose_output_is_not_finite_is_quarantined_alone(
             logits[-1] = np.nan
         return logits
 
-    monkeypatch.setattr(OpenVinoRuntime, "forward", nan_for_the_last)
+    monkeypatch.setattr(OpenVinoRuntime, "predict", nan_for_the_last)
     runner.settings = runner.settings.model_copy(update={"batch_size": 32})
     counts = runner.run()
     assert counts["failed"] == 2  # one in each batch of 32

@@ -62,13 +62,13 @@ def test_slow_storage_is_named(runner: Runner, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_slow_forward_pass_is_named(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
-    forward = OpenVinoRuntime.forward
+    forward = OpenVinoRuntime.predict
 
     def slow(self: OpenVinoRuntime, pixels: Any) -> Any:
         time.sleep(0.8)
         return forward(self, pixels)
 
-    monkeypatch.setattr(OpenVinoRuntime, "forward", slow)
+    monkeypatch.setattr(OpenVinoRuntime, "predict", slow)
     counts = runner.run()
     assert "the forward pass was busy" in counts["held_back_by"]
     assert counts["stages"]["decode"]["output_wait_seconds"] > 0
@@ -97,7 +97,7 @@ def test_files_in_memory_are_bounded_in_bytes_however_many_and_large_they_are(
         with (images / key).open("ab") as file:
             file.write(b"\0" * 2**20)
     held, most, lock = 0, 0, threading.Lock()
-    read, decode, forward = LocalStore.read, Decoder.decode, OpenVinoRuntime.forward
+    read, decode, forward = LocalStore.read, Decoder.decode, OpenVinoRuntime.predict
 
     def counted(self: LocalStore, key: str, etag: str | None) -> Blob:
         nonlocal held, most
@@ -118,7 +118,7 @@ def test_files_in_memory_are_bounded_in_bytes_however_many_and_large_they_are(
 
     monkeypatch.setattr(LocalStore, "read", counted)
     monkeypatch.setattr(Decoder, "decode", let_go)
-    monkeypatch.setattr(OpenVinoRuntime, "forward", slow)
+    monkeypatch.setattr(OpenVinoRuntime, "predict", slow)
     model = write_small_bundle(tmp_path / "model")
     settings = {"queue_mib": 24, "readers": 64}  # four of these files in each queue
     small = Runner(home, f"sqlite:///{tmp_path}/cache.db", settings, images=str(images), model=str(model))

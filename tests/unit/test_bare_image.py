@@ -126,7 +126,7 @@ Image.new("RGB", (40, 30), "red").save(data, "JPEG")
 pixels = runtime.buffer()[:2]
 from pathlib import Path
 errors = open_decoder(spec.preprocessing, Path("unused"), 100_000, "cpu").decode_group([data.getvalue(), b"x"], pixels)
-print([error and error.reason for error in errors], runtime.forward(pixels).shape)
+print([error and error.reason for error in errors], runtime.predict(pixels).shape)
 """
 )
 

@@ -49,8 +49,8 @@ def test_the_chain_counts_each_image_once() -> None:
     decoder = NvjpegDecoder(gpu.spec_of("any", "fp32", "nvjpeg-1").preprocessing, "cpu", fail)
     chain = gpu.Chain(decoder, runtime, files, 2)
     counted: list[int] = []
-    forward = runtime.forward
-    runtime.forward = lambda pixels: counted.append(len(pixels)) or forward(pixels)  # type: ignore[method-assign]
+    forward = runtime.predict
+    runtime.predict = lambda pixels: counted.append(len(pixels)) or forward(pixels)  # type: ignore[method-assign]
 
     rate = chain.rate(1.0)
 

@@ -74,13 +74,14 @@ def own_imports(path: Path) -> set[str]:
 
 # An arrow runs from a room to one on an earlier line; rooms on one line may use each other unless they are steps.
 ORDER = (
-    {"errors", "private", "processors", "stage_times"},
+    {"errors", "extras", "private", "processors", "stage_times"},
     {"window", "observation"},
     {"location"},
     {"settings"},
     {"cache", "models", "storage"},
     {"plan"},
     {"listing", "deduplication", "inference", "reporting"},
+    {"optimisation"},
     {"road", "engines"},
     {"progress", "tables"},
     {"doctor"},

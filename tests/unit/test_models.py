@@ -239,7 +239,16 @@ def test_bad_toml_is_named_with_its_line(folder: Path) -> None:
             "preprocessing.decode = 'fast-7': Input should be 'exact-1', 'fast-1' or 'nvjpeg-1'",
         ),
         (edit('"bilinear"', '"nearest"'), "Input should be 'bilinear' or 'bicubic'"),
-        (edit('"fp32"', '"int8"'), "precision = 'int8': Input should be 'fp32', 'bf16' or 'fp16'"),
+        (edit('"fp32"', '"int4"'), "precision = 'int4': Input should be 'fp32', 'bf16', 'fp16' or 'int8'"),
+        (edit('"fp32"', '"int8"'), "int8 needs a network that is quantised, and small_cnn is code"),
+        (edit('"small_cnn"', '"openvino"'), "`network` names the .xml file of architecture"),
+        (edit("top_k = 2", 'top_k = 2\nnetwork = "a.xml"'), "`network` names the .xml file of architecture"),
+        (edit("top_k = 2", 'top_k = 2\nnetwork = "../a.xml"'), "network = '../a.xml'"),
+        (
+            edit('"small_cnn"', '"torch.export"'),
+            "needs trusted = true and the sha256 of weights.safetensors under [files]",
+        ),
+        (edit("[options]", '[files]\n"labels.txt" = "abc"\n[options]'), "files.labels.txt = 'abc'"),
         (edit("top_k = 2", "top_k = 0"), "top_k = 0: Input should be greater than or equal to 1"),
         (edit("mean = [0.5, 0.5, 0.5]", "mean = [0.5]"), "preprocessing.mean.1"),
         (edit('"weights.safetensors"', '"../weights.safetensors"'), "weights = '../weights.safetensors'"),
@@ -551,7 +560,7 @@ def test_both_runtimes_give_the_logits_of_the_eager_network(network: Bundle, hom
         open_runtime(network, load_settings(home=home, device="cpu")),
         open_torch(network, "cpu", home, None),
     ):
-        found = runtime.forward(pixels)
+        found = runtime.predict(pixels)
         assert (found.shape, found.dtype) == ((5, len(network.labels)), np.float32)
         np.testing.assert_allclose(found, expected, atol=min(1e-4, spread / 100))
 
@@ -560,11 +569,11 @@ def test_a_logit_does_not_depend_on_the_batch_nor_on_the_batch_before(network: B
     runtime = open_runtime(network, load_settings(home=home, device="cpu"))
     pixels = some_pixels(5, network.spec.preprocessing.crop)
 
-    together = runtime.forward(pixels)
-    alone = [runtime.forward(pixels[number : number + 1])[0] for number in range(5)]
+    together = runtime.predict(pixels)
+    alone = [runtime.predict(pixels[number : number + 1])[0] for number in range(5)]
 
     np.testing.assert_allclose(alone, together, atol=1e-5)
-    np.testing.assert_array_equal(runtime.forward(pixels), together)
+    np.testing.assert_array_equal(runtime.predict(pixels), together)
 
 
 def test_pixels_are_scaled_and_normalised_by_the_preprocessing(folder: Path) -> None:
@@ -589,9 +598,9 @@ def test_a_cpu_runs_fp32_through_openvino_and_the_half_precisions_through_torch(
     assert isinstance(full, OpenVinoRuntime)
     assert isinstance(half, TorchRuntime)
     assert full.device == half.device == "cpu"
-    assert half.forward(pixels).dtype == np.float32
-    np.testing.assert_allclose(half.forward(pixels), full.forward(pixels), atol=0.02)
-    assert not np.allclose(half.forward(pixels), full.forward(pixels), atol=1e-7)
+    assert half.predict(pixels).dtype == np.float32
+    np.testing.assert_allclose(half.predict(pixels), full.predict(pixels), atol=0.02)
+    assert not np.allclose(half.predict(pixels), full.predict(pixels), atol=1e-7)
 
 
 def test_only_the_first_opening_on_a_machine_needs_torch(folder: Path, tmp_path: Path) -> None:
@@ -599,7 +608,7 @@ def test_only_the_first_opening_on_a_machine_needs_torch(folder: Path, tmp_path:
         "import sys; from tasks.models.bundle import read_bundle; from tasks.models.runtimes import open_runtime;"
         "from tasks.settings import load_settings; from pathlib import Path; import numpy as np;"
         "runtime = open_runtime(read_bundle(Path(sys.argv[1])), load_settings(home=sys.argv[2], device='cpu'));"
-        "print(runtime.forward(np.full((1, 16, 16, 3), 9, np.uint8)).tolist(), 'torch' in sys.modules)"
+        "print(runtime.predict(np.full((1, 16, 16, 3), 9, np.uint8)).tolist(), 'torch' in sys.modules)"
     )
 
     first, second = (python(code, folder, tmp_path) for _ in range(2))
@@ -610,10 +619,10 @@ def test_only_the_first_opening_on_a_machine_needs_torch(folder: Path, tmp_path:
 
 def test_a_changed_bundle_is_converted_anew(folder: Path, settings: Settings) -> None:
     pixels = some_pixels(2, 16)
-    before = open_runtime(read_bundle(folder), settings).forward(pixels)
+    before = open_runtime(read_bundle(folder), settings).predict(pixels)
     write_small_bundle(folder, seed=1)
 
-    after = open_runtime(read_bundle(folder), settings).forward(pixels)
+    after = open_runtime(read_bundle(folder), settings).predict(pixels)
 
     np.testing.assert_allclose(after, eager(read_bundle(folder), pixels), atol=1e-5)
     assert not np.allclose(before, after, atol=1e-3)
@@ -629,7 +638,7 @@ def test_a_worker_that_comes_second_in_a_race_uses_what_the_first_converted(fold
 
     assert list(settings.compiled.iterdir()) == [converted]
     assert {path.name: path.stat().st_mtime_ns for path in converted.iterdir()} == before
-    np.testing.assert_allclose(open_runtime(bundle, settings).forward(pixels), eager(bundle, pixels), atol=1e-5)
+    np.testing.assert_allclose(open_runtime(bundle, settings).predict(pixels), eager(bundle, pixels), atol=1e-5)
 
 
 def test_a_cpu_is_chosen_where_it_is_asked_for() -> None:
@@ -718,17 +727,17 @@ def test_every_core_has_a_network_and_all_give_the_same_logits(home: Path, monke
     pixels = np.random.default_rng(0).integers(0, 256, (runtime.batch_size, 224, 224, 3), dtype=np.uint8)
     assert (runtime.streams, runtime.buffer().shape) == (3, pixels.shape)
 
-    alone = runtime.forward(pixels)
+    alone = runtime.predict(pixels)
     with ThreadPoolExecutor(6) as pool:
-        assert all(np.array_equal(alone, logits) for logits in pool.map(runtime.forward, [pixels] * 12))
+        assert all(np.array_equal(alone, logits) for logits in pool.map(runtime.predict, [pixels] * 12))
 
 
 def test_a_row_does_not_depend_on_the_batch_that_it_comes_with(home: Path) -> None:
     settings = load_settings(home=home, device="cpu")
     runtime = open_runtime(resolve_model("torchvision:mobilenet_v3_small?weights=random&seed=0", settings), settings)
     pixels = np.random.default_rng(1).integers(0, 256, (runtime.batch_size, 224, 224, 3), dtype=np.uint8)
-    together = runtime.forward(pixels)
-    assert np.array_equal(np.concatenate([runtime.forward(pixels[:3]), runtime.forward(pixels[3:])]), together)
+    together = runtime.predict(pixels)
+    assert np.array_equal(np.concatenate([runtime.predict(pixels[:3]), runtime.predict(pixels[3:])]), together)
 
 
 def test_a_network_that_cannot_be_compiled_says_so_at_every_forward_pass(
@@ -740,7 +749,7 @@ def test_a_network_that_cannot_be_compiled_says_so_at_every_forward_pass(
     runtime = OpenVinoRuntime(read_bundle(tmp_path / "model"), tmp_path)
     for _ in range(3):
         with pytest.raises(RuntimeError, match="number of streams"):
-            runtime.forward(runtime.buffer())
+            runtime.predict(runtime.buffer())
 
 
 def test_two_first_forward_passes_do_not_wait_for_each_other(tmp_path: Path) -> None:
@@ -755,7 +764,7 @@ def test_two_first_forward_passes_do_not_wait_for_each_other(tmp_path: Path) -> 
         "runtime, together = OpenVinoRuntime(read_bundle(home / 'model'), home / 'compiled'), threading.Barrier(2)\n"
         "def forward(pixels):\n"
         "    together.wait()\n"
-        "    runtime.forward(pixels)\n"
+        "    runtime.predict(pixels)\n"
         "threads = [threading.Thread(target=forward, args=(runtime.buffer(),)) for _ in range(2)]\n"
         "for thread in threads: thread.start()\n"
         "for thread in threads: thread.join()\n"

@@ -57,7 +57,7 @@ def runtime(**given: Any) -> TorchRuntime:
 
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02), (torch.float16, 0.02)])
 def test_every_precision_gives_the_logits_of_the_eager_network(dtype: torch.dtype, limit: float) -> None:
-    found = TorchRuntime(classifier(dtype), CROP, is_compiled=False).forward(noise(9))
+    found = TorchRuntime(classifier(dtype), CROP, is_compiled=False).predict(noise(9))
 
     assert (found.shape, found.dtype) == ((9, CLASSES), np.float32)
     np.testing.assert_allclose(found, expected(noise(9)), atol=limit)
@@ -68,10 +68,10 @@ def test_every_precision_gives_the_logits_of_the_eager_network(dtype: torch.dtyp
 def test_threads_at_the_same_time_get_what_one_gets(streams: int) -> None:
     opened = runtime(batch_size=8, streams=streams)
     batches = [noise(count, seed) for seed, count in enumerate([8, 3, 8, 1, 8, 5, 8, 8] * 4)]
-    alone = [opened.forward(batch) for batch in batches]
+    alone = [opened.predict(batch) for batch in batches]
 
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(opened.forward, batches))
+        together = list(pool.map(opened.predict, batches))
 
     for left, right in zip(alone, together, strict=True):
         np.testing.assert_array_equal(left, right)
@@ -98,7 +98,7 @@ def test_two_streams_let_two_threads_in_at_the_same_time(monkeypatch: pytest.Mon
     opened = runtime(streams=2)
 
     with ThreadPoolExecutor(2) as pool:
-        assert len(list(pool.map(opened.forward, [noise(2), noise(2, 1)]))) == 2
+        assert len(list(pool.map(opened.predict, [noise(2), noise(2, 1)]))) == 2
 
 
 def test_a_partial_batch_runs_padded_where_the_program_takes_full_ones_only() -> None:
@@ -136,7 +136,7 @@ def test_pixels_may_be_read_only_and_lie_anyhow() -> None:
     frozen.flags.writeable = False
 
     for given in (frozen, np.repeat(pixels, 2, axis=0)[::2], pixels[::-1][::-1]):
-        np.testing.assert_allclose(opened.forward(given), expected(pixels), atol=1e-6)
+        np.testing.assert_allclose(opened.predict(given), expected(pixels), atol=1e-6)
 
 
 def test_a_buffer_holds_one_batch_and_more_images_go_in_several() -> None:
@@ -144,8 +144,8 @@ def test_a_buffer_holds_one_batch_and_more_images_go_in_several() -> None:
     assert (opened.buffer().shape, opened.buffer().dtype) == ((4, CROP, CROP, 3), np.uint8)
     assert opened.buffer() is not opened.buffer()
 
-    np.testing.assert_allclose(opened.forward(noise(11)), expected(noise(11)), atol=1e-6)
-    assert opened.forward(noise(0)).shape == (0, CLASSES)
+    np.testing.assert_allclose(opened.predict(noise(11)), expected(noise(11)), atol=1e-6)
+    assert opened.predict(noise(0)).shape == (0, CLASSES)
 
 
 # The batch size
@@ -265,11 +265,11 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Small:
 def test_memory_that_runs_out_halves_the_batch_and_loses_nothing(small: Small, tmp_path: Path) -> None:
     opened = runtime(compiled=tmp_path)
 
-    np.testing.assert_allclose(opened.forward(noise(32)), expected(noise(32)), atol=1e-6)
+    np.testing.assert_allclose(opened.predict(noise(32)), expected(noise(32)), atol=1e-6)
 
     assert small.failed == [32, 16, 8]
     assert opened.batch_size == 4
-    opened.forward(noise(32))
+    opened.predict(noise(32))
     assert small.failed == [32, 16, 8], "the smaller size is kept"
     assert runtime(compiled=tmp_path).batch_size == 4, "and remembered"
 
@@ -279,7 +279,7 @@ def test_threads_that_run_out_of_memory_together_halve_once(small: Small) -> Non
     batches = [noise(8, seed) for seed in range(12)]
 
     with ThreadPoolExecutor(6) as pool:
-        found = list(pool.map(opened.forward, batches))
+        found = list(pool.map(opened.predict, batches))
 
     assert opened.batch_size == 4
     for logits, batch in zip(found, batches, strict=True):
@@ -288,7 +288,7 @@ def test_threads_that_run_out_of_memory_together_halve_once(small: Small) -> Non
 
 def test_a_thread_that_hears_late_of_a_smaller_batch_does_not_enlarge_it(small: Small) -> None:
     opened = runtime()
-    opened.forward(noise(32))
+    opened.predict(noise(32))
     lane = opened._lanes.queue[0]
 
     opened._halve(32)
@@ -307,7 +307,7 @@ def test_memory_that_runs_out_while_lanes_are_made_halves_the_batch(tmp_path: Pa
     opened = Tight(classifier(), CROP, compiled=tmp_path, is_compiled=False)
 
     assert opened.batch_size == 8
-    assert opened.forward(noise(20)).shape == (20, CLASSES)
+    assert opened.predict(noise(20)).shape == (20, CLASSES)
     assert runtime(compiled=tmp_path).batch_size == 8
 
 
@@ -317,7 +317,7 @@ def test_no_memory_for_one_image_is_nobodys_fault_and_every_thread_hears_of_it(s
 
     def told(seed: int) -> str:
         with pytest.raises(GlobalFault) as fault:
-            opened.forward(noise(4, seed))
+            opened.predict(noise(4, seed))
         return str(fault.value)
 
     with ThreadPoolExecutor(4) as pool:
@@ -330,7 +330,7 @@ def test_another_error_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(torch_runtime, "eager", lambda _: Program("eager", fail))
     with pytest.raises(RuntimeError, match="illegal memory access"):
-        runtime().forward(noise(2))
+        runtime().predict(noise(2))
 
 
 # Programs
@@ -453,7 +453,7 @@ def test_without_a_compiler_the_network_runs_eagerly_and_the_log_says_so(
 
     opened = TorchRuntime(classifier(), CROP, identity="a" * 64, compiled=tmp_path)
 
-    np.testing.assert_allclose(opened.forward(noise(5)), expected(noise(5)), atol=1e-6)
+    np.testing.assert_allclose(opened.predict(noise(5)), expected(noise(5)), atol=1e-6)
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert any("No working C++ compiler found" in line and "more lines" not in line for line in warnings)
     assert any("runs eagerly" in line and "g++" in line for line in warnings)
@@ -507,7 +507,7 @@ def test_a_folder_that_cannot_be_made_costs_the_cache_and_not_the_run(tmp_path: 
     (tmp_path / "compiled").write_text("a file in its place")
 
     opened = runtime(compiled=tmp_path / "compiled")
-    assert opened.forward(noise(2)).shape == (2, CLASSES)
+    assert opened.predict(noise(2)).shape == (2, CLASSES)
 
 
 def test_a_file_is_written_in_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -530,14 +530,14 @@ def test_a_real_package_gives_the_eager_logits_and_is_used_by_the_next_worker(
     given: dict[str, Any] = {"identity": "a" * 64, "compiled": tmp_path, "batch_size": 4, "streams": 2}
     opened = TorchRuntime(classifier(), CROP, **given)
     assert opened._lanes.queue[0]._program.kind == "package"
-    np.testing.assert_allclose(opened.forward(noise(7)), expected(noise(7)), atol=1e-5)
+    np.testing.assert_allclose(opened.predict(noise(7)), expected(noise(7)), atol=1e-5)
 
     monkeypatch.setattr(programs, "build_package", None)
     again = TorchRuntime(classifier(), CROP, **given)
     assert again._lanes.queue[0]._program.kind == "package"
     batches = [noise(count, seed) for seed, count in enumerate([4, 2, 4, 1] * 4)]
     with ThreadPoolExecutor(2) as pool:
-        for logits, batch in zip(pool.map(again.forward, batches), batches, strict=True):
+        for logits, batch in zip(pool.map(again.predict, batches), batches, strict=True):
             np.testing.assert_allclose(logits, expected(batch), atol=1e-5)
     (folder,) = tmp_path.iterdir()
     assert [path.suffix for path in folder.iterdir()] == [".pt2"], "nothing of the compiler stays"
@@ -556,5 +556,5 @@ def test_half_precisions_on_a_cpu_run_through_this_class_with_the_setting(tmp_pa
 
     assert isinstance(opened, TorchRuntime)
     assert (opened.batch_size, opened.streams) == (8, 1)
-    assert opened.forward(noise(9)).shape == (9, CLASSES)
+    assert opened.predict(noise(9)).shape == (9, CLASSES)
     assert json.dumps(opened.device) == '"cpu"'

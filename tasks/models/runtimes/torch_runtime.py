@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ from tasks.models.runtimes.lanes import CpuLane, CudaLane, Lane, pinned
 from tasks.models.runtimes.programs import Program, Target, eager, open_program
 from tasks.private import private_folder
 
+if TYPE_CHECKING:
+    from tasks.settings import Settings
+
 Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
@@ -37,6 +40,11 @@ CPU_BATCH = 32  # larger ones bring nothing there, and cost memory
 GPU_STREAMS = 2
 PROBE_SECONDS = 0.3
 MEMORY_SHARE = 0.8  # of what is free: decoding on the device wants some too
+
+
+def load(bundle: Bundle, device: str, settings: Settings) -> TorchRuntime:
+    """See tasks/models/runtimes."""
+    return open_torch(bundle, device, settings.compiled, settings.batch_size)
 
 
 def open_torch(bundle: Bundle, device: str, compiled: Path, batch_size: int | None) -> TorchRuntime:
@@ -97,8 +105,8 @@ class TorchRuntime:
                 return pinned(self.batch_size, self._crop).numpy()
         return np.empty((self.batch_size, self._crop, self._crop, 3), np.uint8)
 
-    def forward(self, pixels: Pixels) -> Logits:
-        """See Runtime.forward. More images than a batch takes, as after memory ran out, go in several."""
+    def predict(self, pixels: Pixels) -> Logits:
+        """See Runtime.predict. More images than a batch takes, as after memory ran out, go in several."""
         done: list[Logits] = []
         at = 0
         while at < len(pixels) or not done:
@@ -109,6 +117,16 @@ class TorchRuntime:
             done.append(found)
             at += size
         return done[0] if len(done) == 1 else np.concatenate(done)
+
+    def close(self) -> None:
+        """See Runtime.close."""
+        with self._shrinking:
+            for lane in [self._lanes.get() for _ in range(self.streams)]:
+                del lane
+            for _ in range(self.streams):
+                self._lanes.put(None)
+        self._classifier.to("meta")
+        _let_go()
 
     def _one_batch(self, pixels: Pixels) -> tuple[int, Logits | None]:
         """The batch size, and the logits of as many images; None where memory ran out, and then no lane is held."""

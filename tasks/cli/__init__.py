@@ -22,6 +22,7 @@ from tasks.cache import contract
 from tasks.cache.database import connect
 from tasks.cache.migrating import migrate as migrate_cache
 from tasks.cache.runs import RunKey
+from tasks.cli.models import models
 from tasks.errors import AfterimageError, Interrupted, TooManyFailures
 from tasks.location import parse_location
 from tasks.plan import RunRequest
@@ -36,6 +37,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(models, name="models")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else.")]
 Database = Annotated[str | None, typer.Option(help="URL of the cache; default: AFTERIMAGE_DATABASE.")]
