@@ -220,7 +220,7 @@ def _pipeline(path: Path, name: str, table: object) -> Pipeline:
         raise ConfigurationError("\n".join(_table_problems(path, name, error))) from None
     base = path.resolve().parent
     return pipeline.model_copy(
-        update={"images": absolute_uri(pipeline.images, base), "model": absolute_uri(pipeline.model, base)}
+        update={"images": absolute_uri(pipeline.images, base), "model": absolute_model(pipeline.model, base)}
     )
 
 
@@ -234,6 +234,16 @@ def _table_problems(path: Path, name: str, error: ValidationError) -> Iterable[s
             yield f'{path}: [{name}] lacks the key {key!r}. Add {key} = "..."; README.md, Configuration, has an example.'
         else:
             yield f"{path}: [{name}] {key} = {problem['input']!r}: {problem['msg']}. Change the value."
+
+
+def is_name(model: str) -> bool:
+    """Whether a model URI is a plain name, of a bundle that is kept under AFTERIMAGE_HOME/models."""
+    return not model.startswith((".", "~")) and not {"/", "\\", ":"} & set(model)
+
+
+def absolute_model(uri: str, base: Path) -> str:
+    """As absolute_uri; a plain name stays one, unless a folder of that name lies in `base`."""
+    return uri if is_name(uri) and not (base / uri).is_dir() else absolute_uri(uri, base)
 
 
 def absolute_uri(uri: str, base: Path) -> str:

@@ -63,6 +63,19 @@ FINDINGS: Columns = {
 }
 
 
+MODELS: Columns = {
+    "name": _plain("name"),
+    "version": _plain("version"),
+    "architecture": _plain("architecture"),
+    "precision": _plain("precision"),
+    "labels": _plain("labels"),
+    "MB": lambda row: "" if row["bytes"] is None else f"{row['bytes'] / 1e6:,.1f}",
+    "model_id": lambda row: row["problem"] or row["model_id"][:12],
+}
+
+FACTS: Columns = {"key": _plain("key"), "value": _plain("value")}
+
+
 def show(rows: Sequence[Mapping[str, Any]], columns: Columns, empty: str, as_json: bool) -> None:
     """Print rows on standard output. Keys may hold anything, so control characters are shown, not sent."""
     if as_json:

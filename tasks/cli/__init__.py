@@ -26,7 +26,7 @@ from tasks.cli.models import models
 from tasks.errors import AfterimageError, Interrupted, TooManyFailures
 from tasks.location import parse_location
 from tasks.plan import RunRequest
-from tasks.settings import Pipeline, Settings, absolute_uri, find_pipeline, load_settings
+from tasks.settings import Pipeline, Settings, absolute_model, absolute_uri, find_pipeline, load_settings
 from tasks.window import resolve
 
 SOME_FAILED, COULD_NOT_RUN = 1, 2
@@ -191,7 +191,9 @@ def _pipeline(settings: Settings, name: str | None, images: str | None, model: s
     if images is not None and model is None:
         raise typer.BadParameter("--images needs --model, such as torchvision:mobilenet_v3_small or a bundle folder")
     here = Path.cwd()
-    changed = {key: absolute_uri(value, here) for key, value in (("images", images), ("model", model)) if value}
+    changed = {} if images is None else {"images": absolute_uri(images, here)}
+    if model is not None:
+        changed["model"] = absolute_model(model, here)
     if name is not None:
         return find_pipeline(settings.pipelines, name).model_copy(update=changed)
     parse_location(changed["images"])

@@ -4,6 +4,7 @@
     torchvision:NAME?weights=FILE.safetensors      a state dict of that network
     torchvision:NAME?weights=random&seed=0         untrained, for benchmarks
     s3://BUCKET/PREFIX/                            a bundle in object storage, copied once
+    NAME                                           a bundle that ./afterimage models add keeps
     a path                                         a bundle folder
 
 A torchvision URI is turned into a bundle folder once, with the preprocessing and the labels of the network's default
@@ -26,6 +27,7 @@ from urllib.parse import parse_qsl
 from tasks.errors import ModelError
 from tasks.models.bundle import Bundle, read_bundle, write_bundle
 from tasks.models.fingerprint import file_digest
+from tasks.models.shelf import find
 from tasks.models.spec import ModelSpec, Preprocessing
 
 if TYPE_CHECKING:
@@ -40,10 +42,14 @@ _OPTIONS: dict[str, dict[str, bool]] = {
 
 def resolve_model(uri: str, settings: Settings) -> Bundle:
     """The bundle that a model URI names. Raises ModelError, which names the URI and what to do."""
+    from tasks.settings import is_name
+
     if uri.startswith("torchvision:"):
         return _torchvision(uri, settings)
     if uri.startswith("s3://"):
         return _stored(uri, settings)
+    if is_name(uri):
+        return find(uri, settings)
     return read_bundle(Path(uri.removeprefix("file://")))
 
 

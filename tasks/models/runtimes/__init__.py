@@ -112,17 +112,22 @@ def choose_runtime(bundle: Bundle, device: str, wanted: str = "auto") -> Entry:
     if wanted != "auto":
         raise ConfigurationError(
             f"AFTERIMAGE_RUNTIME is {wanted!r}, which does not run {what} on {device}. Set it to auto, or to one of "
-            f"{_would_take(bundle, device)}."
+            f"{_names_of(bundle, device)}."
         )
     elsewhere = "cpu" if device != "cpu" else "cuda"
     raise ConfigurationError(
-        f"No runtime takes {what} on {device}. On {elsewhere} it is {_would_take(bundle, elsewhere)}: set AFTERIMAGE_DEVICE, "
+        f"No runtime takes {what} on {device}. On {elsewhere} it is {_names_of(bundle, elsewhere)}: set AFTERIMAGE_DEVICE, "
         "or make a bundle for this device with ./afterimage models optimise."
     )
 
 
-def _would_take(bundle: Bundle, device: str) -> str:
-    return ", ".join(entry.name for entry in RUNTIMES if entry.takes(bundle, device, by_name=True)) or "none"
+def runtimes_of(bundle: Bundle, device: str) -> list[str]:
+    """Names of the runtimes that take a bundle on a device, on request too; the first one is what is used without one."""
+    return [entry.name for entry in RUNTIMES if entry.takes(bundle, device, by_name=True)]
+
+
+def _names_of(bundle: Bundle, device: str) -> str:
+    return ", ".join(runtimes_of(bundle, device)) or "none"
 
 
 def choose_device(settings: Settings) -> str:

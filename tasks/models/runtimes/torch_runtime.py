@@ -95,6 +95,7 @@ class TorchRuntime:
         self._remembered = Remembered(folder / f"{key}.json" if folder is not None and batch_size is None else None)
         self._lanes: queue.LifoQueue[Lane | None] = queue.LifoQueue()
         self._shrinking = threading.Lock()
+        self._is_closed = False
         self.batch_size = batch_size or self._best_batch()
         self._open_lanes()
 
@@ -121,8 +122,9 @@ class TorchRuntime:
     def close(self) -> None:
         """See Runtime.close."""
         with self._shrinking:
-            for lane in [self._lanes.get() for _ in range(self.streams)]:
-                del lane
+            for _ in range(self.streams):
+                self._lanes.get()
+            self._is_closed = True
             for _ in range(self.streams):
                 self._lanes.put(None)
         self._classifier.to("meta")
@@ -139,7 +141,7 @@ class TorchRuntime:
         lane = self._lanes.get()
         try:
             if lane is None:
-                raise _no_memory(self.device)
+                raise RuntimeError("this network is closed") if self._is_closed else _no_memory(self.device)
             yield lane
         finally:
             self._lanes.put(lane)

@@ -1,0 +1,124 @@
+"""The bundles that are kept by name, under AFTERIMAGE_HOME/models: a pipeline says `model = "NAME"`.
+
+A bundle comes in whole or not at all: it is copied, pinned, loaded and tried under a scratch name first.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tasks.errors import ModelError
+from tasks.models.bundle import Bundle, read_bundle, write_bundle
+
+if TYPE_CHECKING:
+    from tasks.settings import Settings
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+
+
+def add(bundle: Bundle, settings: Settings, name: str | None = None, version: str | None = None) -> Bundle:
+    """Keep a bundle under its name, with the sha256 of each file. Raises ModelError where it cannot be used.
+
+    The same model under the same name is there already, and that is no error.
+    """
+    spec = replace(bundle.spec, name=name or bundle.spec.name, version=version or bundle.spec.version)
+    if (settings.models / spec.name).exists():
+        kept = find(spec.name, settings)
+        if kept.model_id == bundle.model_id:
+            return kept
+    with place(settings.models, spec.name) as scratch:
+        for file in bundle.files:
+            shutil.copyfile(file, scratch / file.name)
+        write_bundle(scratch, spec, bundle.labels)
+        copied = read_bundle(scratch)
+        if copied.model_id != bundle.model_id:
+            raise ModelError(f"{bundle.folder} changed while it was copied. Try again when nobody writes to it.")
+        try_out(copied, settings)
+    return read_bundle(settings.models / spec.name)
+
+
+@contextmanager
+def place(folder: Path, name: str) -> Iterator[Path]:
+    """A scratch folder that becomes FOLDER/NAME at the end of the block, and is gone after an error.
+
+    Raises ModelError for a name that is none, or that is taken.
+    """
+    if not NAME.fullmatch(name):
+        raise ModelError(
+            f"{name!r} is no name for a model. Begin with a letter or a digit, go on with letters, digits, dots, dashes and "
+            "underscores, at most 100: give one with --name."
+        )
+    if (folder / name).exists():
+        raise ModelError(
+            f"{folder / name} is there already, and holds another model. Give another --name, or remove that one: "
+            f"./afterimage models remove {name}."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder, prefix="."))
+    try:
+        yield scratch
+        scratch.chmod(0o755)  # mkdtemp gives it to this user alone; workers may run as others
+        scratch.rename(folder / name)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def try_out(bundle: Bundle, settings: Settings) -> None:
+    """Load a bundle and predict a grey and a noisy image. Raises ModelError where the answer is of no use."""
+    from tasks.models.runtimes import open_runtime
+
+    runtime = open_runtime(bundle, settings)
+    try:
+        crop = bundle.spec.preprocessing.crop
+        noise = np.random.default_rng(0).integers(0, 256, (crop, crop, 3), np.uint8)
+        for pixels in (np.full((crop, crop, 3), 127, np.uint8), noise):
+            check_logits(bundle, runtime.predict(pixels[None]))
+    finally:
+        runtime.close()
+
+
+def check_logits(bundle: Bundle, logits: np.ndarray) -> None:
+    """Whether one image's logits are what this bundle should give. Raises ModelError."""
+    if logits.shape != (1, len(bundle.labels)):
+        raise ModelError(
+            f"{bundle.network} gives {list(logits.shape)} numbers for one image, and {bundle.folder / bundle.spec.labels} has "
+            f"{len(bundle.labels)} labels. Correct the labels file: one label a line, in the order of the outputs."
+        )
+    if not np.isfinite(logits).all():
+        raise ModelError(
+            f"{bundle.weights} gives an output that is not finite (NaN or infinite) for a plain image. Use other weights, or "
+            "another precision."
+        )
+
+
+def find(name: str, settings: Settings) -> Bundle:
+    """A bundle by its name. Raises ModelError, with the names that there are."""
+    if not NAME.fullmatch(name) or not (settings.models / name / "model.toml").is_file():
+        raise ModelError(
+            f"There is no model {name!r} in {settings.models}. There is: {', '.join(names(settings)) or 'none'}. Add one with "
+            "./afterimage models add, or give a path (./ before a folder beside you)."
+        )
+    return read_bundle(settings.models / name)
+
+
+def names(settings: Settings) -> list[str]:
+    """What is kept, in order."""
+    return sorted(file.parent.name for file in settings.models.glob("*/model.toml") if NAME.fullmatch(file.parent.name))
+
+
+def remove(name: str, settings: Settings) -> None:
+    """Take a bundle away. What it predicted stays in the cache. Raises ModelError where there is none."""
+    if not NAME.fullmatch(name) or not (settings.models / name).is_dir():
+        find(name, settings)
+    gone = Path(tempfile.mkdtemp(dir=settings.models, prefix="."))
+    (settings.models / name).rename(gone / name)  # at once, so that nobody reads half a bundle
+    shutil.rmtree(gone)

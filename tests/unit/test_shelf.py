@@ -1,0 +1,244 @@
+"""Bundles that are kept by name: they come in whole, pinned and tried, and what was changed since is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from tasks.cli import app
+from tasks.errors import ModelError
+from tasks.models import shelf
+from tasks.models.bundle import Bundle, read_bundle
+from tasks.models.resolving import resolve_model
+from tasks.settings import Settings, absolute_model, load_settings
+from tests.pictures import write_small_bundle
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.setenv("AFTERIMAGE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("AFTERIMAGE_DEVICE", "cpu")
+    monkeypatch.setenv("AFTERIMAGE_PIPELINES", str(tmp_path / "pipelines.toml"))
+    return load_settings()
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Bundle:
+    return read_bundle(write_small_bundle(tmp_path / "source"))
+
+
+def refusal(call: Callable[[], object]) -> str:
+    with pytest.raises(ModelError) as refused:
+        call()
+    return str(refused.value)
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    done = CliRunner().invoke(app, ["models", *arguments], catch_exceptions=False)
+    return done.exit_code, done.stdout
+
+
+# Coming in
+
+
+def test_a_bundle_that_was_added_is_found_by_its_name(source: Bundle, settings: Settings) -> None:
+    kept = shelf.add(source, settings, "shapes", "3")
+
+    found = resolve_model("shapes", settings)
+    assert found.model_id == source.model_id == kept.model_id
+    assert (found.spec.name, found.spec.version) == ("shapes", "3")
+    assert found.folder == settings.models / "shapes"
+    assert set(found.spec.files) == {"weights.safetensors", "labels.txt"}
+    assert shelf.names(settings) == ["shapes"]
+    assert [path.name for path in settings.models.iterdir()] == ["shapes"], "no scratch folder stays"
+
+
+def test_adding_the_same_again_changes_nothing(source: Bundle, settings: Settings) -> None:
+    first = shelf.add(source, settings)
+    before = (first.folder / "model.toml").stat().st_mtime_ns
+
+    assert shelf.add(source, settings).model_id == first.model_id
+    assert (first.folder / "model.toml").stat().st_mtime_ns == before
+
+
+def test_another_model_under_a_name_that_is_taken_is_refused(
+    source: Bundle, settings: Settings, tmp_path: Path
+) -> None:
+    shelf.add(source, settings)
+    other = read_bundle(write_small_bundle(tmp_path / "other", seed=1))
+
+    assert "is there already, and holds another model" in refusal(lambda: shelf.add(other, settings))
+    assert shelf.find("small", settings).model_id == source.model_id
+
+
+@pytest.mark.parametrize("name", ["", ".hidden", "a/b", "../up", "a b", "x" * 101])
+def test_what_is_no_name_is_refused(source: Bundle, settings: Settings, name: str) -> None:
+    if name:
+        assert "is no name for a model" in refusal(lambda: shelf.add(source, settings, name))
+    assert "There is no model" in refusal(lambda: shelf.find(name, settings))
+    assert "There is no model" in refusal(lambda: shelf.remove(name, settings))
+
+
+def test_an_unknown_name_comes_with_those_that_there_are(source: Bundle, settings: Settings) -> None:
+    shelf.add(source, settings)
+
+    assert "There is no model 'smal'" in refusal(lambda: resolve_model("smal", settings))
+    assert "There is: small." in refusal(lambda: resolve_model("smal", settings))
+
+
+def break_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    path = folder / "weights.safetensors"
+    state = load_file(path)
+    change(state)
+    save_file(state, path)
+
+
+def put_nan(state: dict[str, torch.Tensor]) -> None:
+    state["classifier.bias"][2] = float("nan")
+
+
+def drop_key(state: dict[str, torch.Tensor]) -> None:
+    del state["classifier.bias"]
+
+
+def put_too_large(state: dict[str, torch.Tensor]) -> None:
+    """Finite weights whose output overflows."""
+    state["classifier.weight"].fill_(3e38)
+    state["features.3.weight"].fill_(3e38)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (put_nan, "weights.safetensors has numbers that are not finite (NaN or infinite) in classifier.bias"),
+        (drop_key, "weights.safetensors does not fit small_cnn with 4 labels: it lacks classifier.bias"),
+        (put_too_large, "weights.safetensors gives an output that is not finite"),
+    ],
+)
+def test_weights_that_are_of_no_use_are_not_kept(
+    source: Bundle, settings: Settings, change: Callable[[dict[str, torch.Tensor]], None], says: str
+) -> None:
+    break_weights(source.folder, change)
+
+    assert says in refusal(lambda: shelf.add(read_bundle(source.folder), settings))
+    assert shelf.names(settings) == []
+    assert list(settings.models.iterdir()) == []
+
+
+def test_a_wrong_number_of_labels_is_not_kept(source: Bundle, settings: Settings) -> None:
+    (source.folder / "labels.txt").write_text("one\ntwo\n")
+
+    message = refusal(lambda: shelf.add(read_bundle(source.folder), settings))
+    assert "does not fit small_cnn with 2 labels" in message
+    assert "classifier.weight is [4, 128] and should be [2, 128]" in message
+
+
+# Staying what it was
+
+
+def flip_a_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "labels.txt"])
+def test_an_edited_byte_is_refused_and_named(source: Bundle, settings: Settings, name: str) -> None:
+    kept = shelf.add(source, settings)
+    flip_a_byte(kept.folder / name)
+
+    message = refusal(lambda: resolve_model("small", settings).model_id)
+    assert message.startswith(f"{kept.folder / name} has the sha256 ")
+    assert "it was changed since the bundle was made. Bring the file back" in message
+    assert run("verify", "small")[0] == 1
+
+
+def test_swapped_labels_are_refused(source: Bundle, settings: Settings) -> None:
+    kept = shelf.add(source, settings)
+    path = kept.folder / "labels.txt"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[1], lines[0], *lines[2:]]) + "\n")
+
+    assert f"{path} has the sha256" in refusal(lambda: resolve_model("small", settings))
+
+
+# The command line
+
+
+def test_the_list_shows_what_is_kept_and_what_is_broken(source: Bundle, settings: Settings) -> None:
+    assert "No model yet" in run("list")[1]
+    shelf.add(source, settings, "good")
+    flip_a_byte(shelf.add(source, settings, "bad").folder / "labels.txt")
+
+    bad, good = json.loads(run("list", "--json")[1])
+    assert (good["name"], good["precision"], good["labels"]) == ("good", "fp32", 4)
+    assert good["model_id"] == source.model_id
+    assert "labels.txt has the sha256" in bad["problem"]
+    assert "good" in run("list")[1]
+
+
+def test_show_tells_all_that_a_bundle_says(source: Bundle, settings: Settings) -> None:
+    shelf.add(source, settings)
+
+    found = json.loads(run("show", "small", "--json")[1])
+    assert found["model_id"] == source.model_id
+    assert found["preprocessing"]["crop"] == 16
+    assert found["files"].keys() == {"weights.safetensors", "labels.txt"}
+    assert found["runtimes on cpu"].split(", ")[0] == "openvino"
+    assert "preprocessing.crop" in run("show", "small")[1]
+
+
+def test_verify_loads_and_predicts_and_ends_with_1_where_something_is_wrong(
+    source: Bundle, settings: Settings, tmp_path: Path
+) -> None:
+    shelf.add(source, settings)
+    assert run("verify")[0] == 0
+    assert "it loads and predicts" in run("verify", "small")[1]
+    assert "model.toml pins no file" in run("verify", str(source.folder))[1]
+
+    code, shown = run("verify", "small", str(tmp_path / "nowhere"), "--json")
+    assert code == 1
+    assert [row["ok"] for row in json.loads(shown)] == [True, False]
+
+
+def test_remove_takes_a_model_away_unless_a_pipeline_uses_it(source: Bundle, settings: Settings) -> None:
+    shelf.add(source, settings)
+    settings.pipelines.write_text('[shapes]\nimages = "photos"\nmodel = "small"\n')
+
+    with pytest.raises(ModelError, match="small is the model of shapes in"):
+        run("remove", "small")
+    assert shelf.names(settings) == ["small"]
+    assert run("remove", "small", "--force")[0] == 0
+    assert list(settings.models.iterdir()) == []
+
+
+def test_a_folder_beside_wins_over_a_name(tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+
+    assert absolute_model("here", tmp_path) == str(tmp_path / "here")
+    assert absolute_model("kept", tmp_path) == "kept"
+    assert absolute_model("./kept", tmp_path) == str(tmp_path / "kept")
+    assert absolute_model("models/kept", tmp_path) == str(tmp_path / "models/kept")
+    assert absolute_model("torchvision:resnet18", tmp_path) == "torchvision:resnet18"
+
+
+def test_what_was_closed_predicts_no_more(source: Bundle, settings: Settings) -> None:
+    from tasks.models.runtimes import open_runtime
+
+    for runtime in ("openvino", "torch"):
+        opened = open_runtime(source, settings.model_copy(update={"runtime": runtime}))
+        pixels = np.zeros((1, 16, 16, 3), np.uint8)
+        assert opened.predict(pixels).shape == (1, 4)
+        opened.close()
+        opened.close()
+        with pytest.raises(Exception, match="closed"):
+            opened.predict(pixels)
+    shutil.rmtree(source.folder)
