@@ -10,7 +10,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,25 +24,24 @@ if TYPE_CHECKING:
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 
-def add(bundle: Bundle, settings: Settings, name: str | None = None, version: str | None = None) -> Bundle:
-    """Keep a bundle under its name, with the sha256 of each file. Raises ModelError where it cannot be used.
+def add(bundle: Bundle, settings: Settings) -> Bundle:
+    """Keep a bundle under the name that its spec says, with the sha256 of each file.
 
-    The same model under the same name is there already, and that is no error.
+    The same model under the same name is there already, and that is no error. Raises ModelError where the bundle cannot be
+    used, or its name is taken.
     """
-    spec = replace(bundle.spec, name=name or bundle.spec.name, version=version or bundle.spec.version)
-    if (settings.models / spec.name).exists():
-        kept = find(spec.name, settings)
-        if kept.model_id == bundle.model_id:
-            return kept
-    with place(settings.models, spec.name) as scratch:
+    name = bundle.spec.name
+    if (settings.models / name).exists() and (kept := find(name, settings)).model_id == bundle.model_id:
+        return kept
+    with place(settings.models, name) as scratch:
         for file in bundle.files:
             shutil.copyfile(file, scratch / file.name)
-        write_bundle(scratch, spec, bundle.labels)
+        write_bundle(scratch, bundle.spec, bundle.labels)
         copied = read_bundle(scratch)
         if copied.model_id != bundle.model_id:
             raise ModelError(f"{bundle.folder} changed while it was copied. Try again when nobody writes to it.")
         try_out(copied, settings)
-    return read_bundle(settings.models / spec.name)
+    return find(name, settings)
 
 
 @contextmanager

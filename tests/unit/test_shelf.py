@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from tasks.cli import app
-from tasks.errors import ModelError
+from tasks.errors import ConfigurationError, ModelError
 from tasks.models import shelf
 from tasks.models.bundle import Bundle, read_bundle
 from tasks.models.resolving import resolve_model
@@ -35,6 +37,10 @@ def source(tmp_path: Path) -> Bundle:
     return read_bundle(write_small_bundle(tmp_path / "source"))
 
 
+def called(bundle: Bundle, name: str, version: str = "1") -> Bundle:
+    return replace(bundle, spec=replace(bundle.spec, name=name, version=version))
+
+
 def refusal(call: Callable[[], object]) -> str:
     with pytest.raises(ModelError) as refused:
         call()
@@ -50,7 +56,7 @@ def run(*arguments: str) -> tuple[int, str]:
 
 
 def test_a_bundle_that_was_added_is_found_by_its_name(source: Bundle, settings: Settings) -> None:
-    kept = shelf.add(source, settings, "shapes", "3")
+    kept = shelf.add(called(source, "shapes", "3"), settings)
 
     found = resolve_model("shapes", settings)
     assert found.model_id == source.model_id == kept.model_id
@@ -82,7 +88,7 @@ def test_another_model_under_a_name_that_is_taken_is_refused(
 @pytest.mark.parametrize("name", ["", ".hidden", "a/b", "../up", "a b", "x" * 101])
 def test_what_is_no_name_is_refused(source: Bundle, settings: Settings, name: str) -> None:
     if name:
-        assert "is no name for a model" in refusal(lambda: shelf.add(source, settings, name))
+        assert "is no name for a model" in refusal(lambda: shelf.add(called(source, name), settings))
     assert "There is no model" in refusal(lambda: shelf.find(name, settings))
     assert "There is no model" in refusal(lambda: shelf.remove(name, settings))
 
@@ -175,8 +181,8 @@ def test_swapped_labels_are_refused(source: Bundle, settings: Settings) -> None:
 
 def test_the_list_shows_what_is_kept_and_what_is_broken(source: Bundle, settings: Settings) -> None:
     assert "No model yet" in run("list")[1]
-    shelf.add(source, settings, "good")
-    flip_a_byte(shelf.add(source, settings, "bad").folder / "labels.txt")
+    shelf.add(called(source, "good"), settings)
+    flip_a_byte(shelf.add(called(source, "bad"), settings).folder / "labels.txt")
 
     bad, good = json.loads(run("list", "--json")[1])
     assert (good["name"], good["precision"], good["labels"]) == ("good", "fp32", 4)
@@ -242,3 +248,37 @@ def test_what_was_closed_predicts_no_more(source: Bundle, settings: Settings) ->
         with pytest.raises(Exception, match="closed"):
             opened.predict(pixels)
     shutil.rmtree(source.folder)
+
+
+def test_add_makes_a_bundle_of_a_torchvision_network(settings: Settings, tmp_path: Path) -> None:
+    uri = "torchvision:mobilenet_v3_small?weights=random&seed=0"
+    options = ["--name", "tiny", "--version", "7", "--resize", "64", "--crop", "64", "--top-k", "3"]
+    found = json.loads(run("add", uri, *options, "--json")[1])
+
+    kept = resolve_model("tiny", settings)
+    assert found["model_id"] == kept.model_id
+    assert (kept.spec.version, kept.spec.preprocessing.crop, kept.spec.top_k) == ("7", 64, 3)
+    assert kept.spec.preprocessing.mean == (0.485, 0.456, 0.406)
+    weights = kept.folder / "weights.safetensors"
+    same = ["--weights", str(weights), "--name", "again", "--resize", "64", "--crop", "64", "--top-k", "3"]
+    assert json.loads(run("add", "torchvision:mobilenet_v3_small", *same, "--json")[1])["model_id"] == kept.model_id
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--crop", "99"], "crop 99 is larger than resize 16"),
+        (["--mean", "0.5"], "--mean is '0.5'. Give three numbers"),
+        (["--std", "0,1,1"], "every std must be above 0"),
+        (["--interpolation", "nearest"], "Input should be 'bilinear' or 'bicubic'"),
+        (["--decode", "quick"], "preprocessing.decode = 'quick'"),
+        (["--labels", "labels.txt"], "--weights and --labels belong to torchvision: and timm:"),
+        (["--name", "../up"], "is no name for a model"),
+    ],
+)
+def test_options_that_make_no_bundle_are_refused(
+    source: Bundle, settings: Settings, options: list[str], says: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(says)):
+        run("add", str(source.folder), *options)
+    assert not settings.models.exists() or list(settings.models.iterdir()) == []
