@@ -38,11 +38,11 @@ def draw_report(content: Mapping[str, Any], path: Path) -> None:
 def draw_frontier(rows: Sequence[Mapping[str, Any]], measure: str, path: Path) -> None:
     """Each bundle as a point, images/s against accuracy or agreement; those on the frontier are full and joined.
 
-    Names stand in a legend beside the axes: points that lie close together would cover them.
+    Names stand in a legend below the axes, a line each: beside points that lie close together they would cover each other.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH, 4.5), dpi=DOTS, layout="constrained")
+    figure = Figure(figsize=(WIDTH, 4.2 + 0.21 * len(rows)), dpi=DOTS, layout="constrained")
     axes = figure.subplots()
     best = sorted((row for row in rows if row["on_frontier"]), key=lambda row: row["images_per_second"])
     speeds, shares = [row["images_per_second"] for row in best], [100 * row["share"] for row in best]
@@ -66,5 +66,5 @@ def draw_frontier(rows: Sequence[Mapping[str, Any]], measure: str, path: Path) -
     axes.set_ylabel(f"{measure}, %")
     axes.set_title("full points: no other is both faster and more often right", fontsize=10)
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize=9, frameon=False)
+    figure.legend(loc="outside lower left", fontsize=9, frameon=False)
     figure.savefig(path, format="png")

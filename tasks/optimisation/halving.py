@@ -39,8 +39,11 @@ def make(task: Task, folder: Path) -> Mapping[str, Option]:
             f"{original.weights}: {broken[0]} has numbers beyond the range of {task.precision}. Take --precision bf16, whose "
             "range is that of fp32."
         )
-    method = f"weights rounded to {task.precision}"
-    provenance: dict[str, Option] = {"made_from": original.model_id, "method": method, "torch": version("torch")}
+    provenance: dict[str, Option] = {
+        "made_from": original.model_id,
+        "method": f"weights rounded to {task.precision}",
+        "torch": version("torch"),
+    }
     spec = replace(
         original.spec,
         name=task.name,
@@ -51,4 +54,4 @@ def make(task: Task, folder: Path) -> Mapping[str, Option]:
         provenance=provenance,
     )
     write_bundle(folder, spec, original.labels, save(weights))
-    return {"method": method}
+    return {}

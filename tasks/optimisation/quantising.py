@@ -39,7 +39,7 @@ def make(task: Task, folder: Path) -> Mapping[str, Option]:
         )
     with _quiet_nncf() as nncf:
         crops, keys = _calibration(task)
-        facts = _quantise(nncf, task, crops, keys, folder / "network.xml")
+        method, facts = _quantise(nncf, task, crops, keys, folder / "network.xml")
     assert task.taught is not None
     made = ModelSpec(
         name=task.name,
@@ -52,7 +52,7 @@ def make(task: Task, folder: Path) -> Mapping[str, Option]:
         preprocessing=spec.preprocessing,
         provenance={
             "made_from": task.original.model_id,
-            "method": facts["method"],
+            "method": method,
             "calibrated_on": task.taught.uri,
             "calibration_images": len(crops),
             "nncf": version("nncf"),
@@ -80,31 +80,26 @@ def _calibration(task: Task) -> tuple[list[Any], list[str]]:
     return crops, keys
 
 
-def _quantise(nncf: Any, task: Task, crops: list[Any], keys: list[str], file: Path) -> dict[str, Option]:
-    """Write the network of integers; the facts for the report."""
+def _quantise(nncf: Any, task: Task, crops: list[Any], keys: list[str], file: Path) -> tuple[str, dict[str, Option]]:
+    """Write the network of integers; the method, and further facts for the report."""
     from tasks.models.runtimes.openvino_runtime import network_file
     from tasks.models.runtimes.unreported import ov
 
     network = ov.Core().read_model(network_file(task.original, task.settings.compiled))
     common = {"preset": nncf.QuantizationPreset.MIXED, "subset_size": len(crops)}
-    facts: dict[str, Option] = {"method": "nncf.quantize, preset mixed"}
+    method, facts = "nncf.quantize", {}
     if task.is_accuracy_aware:
         judged, what = _validation(task, network, crops, keys)
-        most = task.gate.max_accuracy_drop if what == "accuracy" else 1.0 - (task.gate.min_agreement or 1.0)
-        quantised = nncf.quantize_with_accuracy_control(
-            network,
-            nncf.Dataset(crops),
-            nncf.Dataset(judged),
-            _share_right,
-            max_drop=most,
-            **common,
-        )
-        facts["method"] = "nncf.quantize_with_accuracy_control, preset mixed"
+        most = task.gate.max_accuracy_drop if what == "accuracy" else 1.0 - (task.gate.min_agreement or 0.0)
+        method = "nncf.quantize_with_accuracy_control"
         facts["validated by"] = f"{what} on {len(judged):,} of the calibration images, at most {most:.4f} lost"
+        quantised = nncf.quantize_with_accuracy_control(
+            network, nncf.Dataset(crops), nncf.Dataset(judged), _share_right, max_drop=most, **common
+        )
     else:
         quantised = nncf.quantize(network, nncf.Dataset(crops), **common)
     ov.save_model(quantised, file, compress_to_fp16=False)
-    return facts
+    return f"{method}, preset mixed", dict(facts)
 
 
 def _validation(task: Task, network: Any, crops: list[Any], keys: list[str]) -> tuple[list[Judged], str]:
