@@ -22,7 +22,6 @@ from tasks.cache import contract
 from tasks.cache.database import connect
 from tasks.cache.migrating import migrate as migrate_cache
 from tasks.cache.runs import RunKey
-from tasks.cli import model_adding
 from tasks.cli.models import models
 from tasks.errors import AfterimageError, Interrupted, TooManyFailures
 from tasks.location import parse_location
@@ -39,8 +38,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-# Each of these modules adds its commands to `models` as it is imported.
-MODEL_COMMANDS = (model_adding,)
 app.add_typer(models, name="models")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else.")]

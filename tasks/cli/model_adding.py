@@ -10,7 +10,7 @@ from urllib.parse import quote
 import typer
 
 from tasks import tables
-from tasks.cli.models import AsJson, described, models, resolve
+from tasks.cli.model_keeping import AsJson, described, resolve
 from tasks.errors import ConfigurationError
 from tasks.models.bundle import Bundle
 from tasks.settings import Settings, load_settings
@@ -18,7 +18,6 @@ from tasks.settings import Settings, load_settings
 CODE = ("torchvision:", "timm:")
 
 
-@models.command()
 def add(
     source: Annotated[str, typer.Argument(help="torchvision:NAME, timm:NAME, FILE.onnx, FILE.pt2, or a bundle.")],
     name: Annotated[str | None, typer.Option(help="What pipelines call it; default: the source's own name.")] = None,
