@@ -44,8 +44,8 @@ def prepare() -> None:
     from demo.network import write_model
 
     started = time.perf_counter()
-    write_model(Path(pipeline.model))
-    say(f"the demo model in {shorten(pipeline.model)} ({time.perf_counter() - started:.1f} s)")
+    write_model(Path(pipeline.models[0]))
+    say(f"the demo model in {shorten(pipeline.models[0])} ({time.perf_counter() - started:.1f} s)")
 
 
 def run_dag() -> dict[str, Any]:

@@ -24,11 +24,11 @@ def main() -> None:
     """Write what is missing; a second run writes nothing."""
     settings = load_settings()
     pipeline = find_pipeline(settings.pipelines, "digits")
-    images, model = bucket_of(pipeline.images), bucket_of(pipeline.model.rstrip("/") + "/")
+    images, model = bucket_of(pipeline.images), bucket_of(pipeline.models[0].rstrip("/") + "/")
     for location in (images, model):
         ensure_bucket(client(settings), location.root)
     sys.stdout.write(f"{write_images(settings, images):,} objects written to {pipeline.images}\n")
-    sys.stdout.write(f"{write_model(settings, model):,} files written to {pipeline.model}\n")
+    sys.stdout.write(f"{write_model(settings, model):,} files written to {pipeline.models[0]}\n")
 
 
 def bucket_of(uri: str) -> Location:

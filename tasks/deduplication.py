@@ -12,7 +12,7 @@ from tasks.cache import staging as rows
 from tasks.cache.database import repeated, writing
 from tasks.cache.models import register_model
 from tasks.cache.runs import Staging
-from tasks.models.bundle import Bundle
+from tasks.models.cascade import Model
 
 DEFAULT_SHARD_IMAGES = 20_000
 
@@ -40,7 +40,7 @@ class DedupeOptions:
 def deduplicate(
     engine: Engine,
     staging: Staging,
-    bundle: Bundle,
+    model: Model,
     decoder: str,
     options: DedupeOptions,
     saw: Callable[[str], bool] | None,
@@ -52,9 +52,9 @@ def deduplicate(
     where that cannot be told. `retried` tells whether a key belongs to the pipeline, where failures that are due are
     to be tried again although they were not listed; None where they are not. A dry run marks and forgets nothing.
     """
-    spec = bundle.identity()
+    spec = model.identity()
     with writing(engine) as connection:
-        model_no = register_model(connection, bundle.model_id, bundle.spec.name, bundle.spec.version, spec)
+        model_no = register_model(connection, model.model_id, model.name, model.version, spec)
         rows.attach_model(connection, staging, model_no)
         rules = rows.Rules(model_no, decoder, options.force, options.limit)
         if not options.dry_run:

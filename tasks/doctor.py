@@ -12,7 +12,7 @@ from tasks.cache.database import connect, is_sqlite
 from tasks.cache.migrating import head_version, version
 from tasks.errors import AfterimageError, ConfigurationError
 from tasks.location import parse_location
-from tasks.models.resolving import resolve_model
+from tasks.models.cascade import resolve_models
 from tasks.models.runtimes import choose_device
 from tasks.settings import Pipeline, Settings, find_pipeline, load_pipelines
 from tasks.storage import open_store
@@ -92,5 +92,9 @@ def _images(settings: Settings, pipeline: Pipeline) -> str:
 
 
 def _model(settings: Settings, pipeline: Pipeline) -> str:
-    bundle = resolve_model(pipeline.model, settings)
-    return f"{bundle.spec.name} {bundle.spec.version}, {len(bundle.labels)} labels, model_id {bundle.model_id[:12]}"
+    """The model, and of a cascade each stage with the margin below which images leave it."""
+    model = resolve_models(pipeline.models, pipeline.margins, settings)
+    stages = [f"{bundle.spec.name} {bundle.spec.version}" for bundle in model.stages]
+    for number, margin in enumerate(model.margins):
+        stages[number] += f", below a margin of {margin:g}"
+    return f"{', then '.join(stages)}, {len(model.labels)} labels, model_id {model.model_id[:12]}"

@@ -30,7 +30,10 @@ class RunRequest:
 
 @dataclass(frozen=True, slots=True)
 class ShardDescriptor:
-    """What one mapped task gets: where its rows are staged and all that was frozen at deduplicate. Never keys."""
+    """What one mapped task gets: where its rows are staged and all that was frozen at deduplicate. Never keys.
+
+    `models` are the URIs of a cascade in their order, or one; `margins` are those of all but the last.
+    """
 
     run_no: int
     generation: int
@@ -39,7 +42,8 @@ class ShardDescriptor:
     count: int
     images: str
     source: str
-    model: str
+    models: tuple[str, ...]
+    margins: tuple[float, ...]
     model_id: str
     model_no: int
     commit_images: int
@@ -57,10 +61,10 @@ class ShardDescriptor:
         return f"shard {self.shard + 1}/{self.shards} · {self.count:,} images"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, a few hundred bytes, for XCom."""
-        return asdict(self)
+        """Plain JSON values, a few hundred bytes, for XCom."""
+        return {**asdict(self), "models": list(self.models), "margins": list(self.margins)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of to_dict."""
-        return cls(**values)
+        return cls(**{**values, "models": tuple(values["models"]), "margins": tuple(values["margins"])})

@@ -102,8 +102,9 @@ def format_summary(counts: Mapping[str, Any]) -> str:
 
 def _stage_lines(stages: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """A line for each stage; percentiles are those of one call, which is a batch for the forward pass and a commit."""
+    width = max(8, *map(len, stages))
     return [
-        f"  {stage:8} {one['items']:>9,} images, {one['failures']:,} failed · busy {one['busy']:4.0%} · "
+        f"  {stage:{width}} {one['items']:>9,} images, {one['failures']:,} failed · busy {one['busy']:4.0%} · "
         f"p50 {one['p50_ms']:,.1f} p90 {one['p90_ms']:,.1f} p99 {one['p99_ms']:,.1f} ms · "
         f"waited {one['input_wait_seconds']:,.1f} s for work, {one['output_wait_seconds']:,.1f} s to hand it on"
         for stage, one in stages.items()

@@ -8,9 +8,10 @@ Each one opens what it needs and returns plain values, so that it can run in a p
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine
 
@@ -27,13 +28,15 @@ from tasks.engines.local import run_shards
 from tasks.errors import ConfigurationError, DatabaseUnavailable, ModelChanged, StagingLost
 from tasks.listing import KeyFilter, list_pages
 from tasks.location import Location, parse_location
-from tasks.models.bundle import Bundle
-from tasks.models.resolving import resolve_model
+from tasks.models.cascade import Model, resolve_models
 from tasks.observation import Observation
 from tasks.plan import RunRequest, ShardDescriptor
 from tasks.settings import Settings
 from tasks.storage import open_store
 from tasks.window import EVERYTHING, SCHEDULED
+
+if TYPE_CHECKING:
+    from tasks.models.runtimes import Runtime
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +89,7 @@ def deduplicate(request: RunRequest, settings: Settings, engine: Engine | None =
     """Judge what was staged and divide the work; a dry run reports, removes its staging and returns no shards."""
     engine = engine or open_cache(settings)
     staging = find_staging(engine, request.key)
-    bundle = resolve_model(request.pipeline.model, settings)
+    model = resolve_models(request.pipeline.models, request.pipeline.margins, settings)
     location = parse_location(request.pipeline.images)
     listing = _listing(request, settings)
     _check_listing(listing_of(engine, staging), listing)
@@ -94,7 +97,7 @@ def deduplicate(request: RunRequest, settings: Settings, engine: Engine | None =
         request.force, request.limit, request.pipeline.shard_seconds, request.pipeline.max_shards, request.dry_run
     )
     saw, retried = _saw(request, location), _retried(request, location)
-    division = divide(engine, staging, bundle, _decoder(bundle), options, saw, retried)
+    division = divide(engine, staging, model, _decoder(model), options, saw, retried)
     log.info("%s", reporting.format_summary(expectation(request, settings, engine)))
     if request.dry_run:
         return []
@@ -107,8 +110,9 @@ def deduplicate(request: RunRequest, settings: Settings, engine: Engine | None =
             count=count,
             images=request.pipeline.images,
             source=listing["source"],
-            model=request.pipeline.model,
-            model_id=bundle.model_id,
+            models=request.pipeline.models,
+            margins=request.pipeline.margins,
+            model_id=model.model_id,
             model_no=division.model_no,
             commit_images=request.pipeline.commit_images,
             force=request.force,
@@ -133,19 +137,18 @@ def predict_shard(
     """
     from tasks.inference.shard import Shard
     from tasks.inference.shard import predict_shard as run_shard
-    from tasks.models.runtimes import open_runtime
 
     engine = engine or open_cache(settings)
     check_cache(engine, descriptor.cache)
-    bundle = _frozen_bundle(descriptor, settings)
+    model = _frozen_model(descriptor, settings)
     location = parse_location(descriptor.images)
     _check_source(location.source(settings.s3_endpoint), descriptor.source)
     store = open_store(location, settings)
-    runtime = open_runtime(bundle, settings)
-    scope = Scope(descriptor.staging, descriptor.shard, descriptor.model_no, _decoder(bundle), descriptor.force)
+    scope = Scope(descriptor.staging, descriptor.shard, descriptor.model_no, _decoder(model), descriptor.force)
     ledger = ShardLedger(engine, scope)
-    shard = Shard(ledger, store, bundle, runtime, settings, descriptor, stop_after, observe)
-    outcomes = run_shard(shard, on_progress)
+    with _open_runtimes(model, settings) as runtimes:
+        shard = Shard(ledger, store, model, runtimes, settings, descriptor, stop_after, observe)
+        outcomes = run_shard(shard, on_progress)
     log.info("%s: %s", descriptor.label, outcomes)
     return outcomes
 
@@ -266,17 +269,32 @@ def _retried(request: RunRequest, location: Location) -> Callable[[str], bool] |
     return lambda key: keys.wants(key) and template.matches(key, EVERYTHING)
 
 
-def _frozen_bundle(descriptor: ShardDescriptor, settings: Settings) -> Bundle:
-    bundle = resolve_model(descriptor.model, settings)
-    if bundle.model_id != descriptor.model_id:
+@contextmanager
+def _open_runtimes(model: Model, settings: Settings) -> Iterator[tuple[Runtime, ...]]:
+    """A runtime for each bundle of the model; at the end they let go of their memory, whatever happened."""
+    from tasks.models.runtimes import open_runtime
+
+    with ExitStack() as opened:
+        runtimes = []
+        for bundle in model.stages:
+            runtimes.append(open_runtime(bundle, settings))
+            opened.callback(runtimes[-1].close)
+        yield tuple(runtimes)
+
+
+def _frozen_model(descriptor: ShardDescriptor, settings: Settings) -> Model:
+    model = resolve_models(descriptor.models, descriptor.margins, settings)
+    if model.model_id != descriptor.model_id:
         raise ModelChanged(
-            f"{descriptor.model} has the fingerprint {bundle.model_id[:12]} here, and had {descriptor.model_id[:12]} at "
-            "deduplicate. Bring back that bundle, or clear deduplicate to go on with this one."
+            f"{' + '.join(descriptor.models)} has the fingerprint {model.model_id[:12]} here, and had "
+            f"{descriptor.model_id[:12]} at deduplicate. Bring back that bundle, or clear deduplicate to go on with this one."
         )
-    return bundle
+    return model
 
 
-def _decoder(bundle: Bundle) -> str:
+def _decoder(model: Model) -> str:
+    """The versions of all decoders that the model's images go through."""
     from tasks.inference.decoding.policies import decoder_version
 
-    return decoder_version(bundle.spec.preprocessing.decode)
+    policies = dict.fromkeys(bundle.spec.preprocessing.decode for bundle in model.stages)
+    return "; ".join(decoder_version(policy) for policy in policies)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote, unquote_plus
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tasks.errors import ConfigurationError
@@ -111,7 +111,8 @@ class Pipeline(BaseModel):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,100}$")]
     images: Annotated[str, Field(min_length=1)]
-    model: Annotated[str, Field(min_length=1)]
+    model: str | tuple[str, ...]
+    cascade_margin: float | tuple[float, ...] | None = Field(None, validate_default=True)
     schedule: str | None = None
     include: tuple[str, ...] = RASTER_SUFFIXES
     exclude: tuple[str, ...] = ()
@@ -131,16 +132,30 @@ class Pipeline(BaseModel):
             raise ValueError(str(error).rstrip(".")) from None
         return value
 
-    @field_validator("model")
+    @field_validator("model", mode="plain")
     @classmethod
-    def _names_a_model(cls, value: str) -> str:
-        scheme = _SCHEME.match(value)
-        if scheme is not None and scheme[1] not in ("torchvision", "s3", "file"):
-            raise ValueError(
-                f"{scheme[1]}: is no scheme of a model; expected torchvision:NAME, s3://BUCKET/PREFIX or a folder "
-                "(./ before a folder whose name holds a colon)"
-            )
-        return value
+    def _names_models(cls, value: object) -> str | tuple[str, ...]:
+        if isinstance(value, str):
+            return _model_uri(value)
+        if not isinstance(value, list | tuple) or len(value) < 2 or not all(isinstance(uri, str) for uri in value):
+            raise ValueError('expected a model, or for a cascade a list of two or more: ["small", "large"]')
+        return tuple(_model_uri(uri) for uri in value)
+
+    @field_validator("cascade_margin", mode="plain")
+    @classmethod
+    def _suits_the_models(cls, value: object, info: ValidationInfo) -> float | tuple[float, ...] | None:
+        model = info.data.get("model")
+        if model is None:
+            return None  # That is the mistake, and it is told of.
+        if isinstance(model, str):
+            if value is not None:
+                raise ValueError(
+                    'it belongs to a cascade, and `model` is a single one; make it a list: ["small", "large"]'
+                )
+            return None
+        if value is None:
+            raise ValueError("a cascade needs the margin below which an image goes on, such as cascade_margin = 0.4")
+        return _margins(value, len(model) - 1)
 
     @field_validator("schedule")
     @classmethod
@@ -150,6 +165,43 @@ class Pipeline(BaseModel):
         if (value.startswith("@") or len(value.split()) == 5) and _ever_fires(value):
             return value
         raise ValueError('expected a cron expression such as "0 2 * * *" or "@daily", or "none"')
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The model's URI, or those of a cascade in their order."""
+        return (self.model,) if isinstance(self.model, str) else self.model
+
+    @property
+    def margins(self) -> tuple[float, ...]:
+        """Below which margin an image goes on from each model of a cascade but the last; none for a single model."""
+        margin = self.cascade_margin
+        if margin is None:
+            return ()
+        return margin if isinstance(margin, tuple) else (margin,) * (len(self.models) - 1)
+
+
+def _model_uri(value: str) -> str:
+    scheme = _SCHEME.match(value)
+    if not value:
+        raise ValueError("expected torchvision:NAME, s3://BUCKET/PREFIX or a folder, and it is empty")
+    if scheme is not None and scheme[1] not in ("torchvision", "s3", "file"):
+        raise ValueError(
+            f"{scheme[1]}: is no scheme of a model; expected torchvision:NAME, s3://BUCKET/PREFIX or a folder "
+            "(./ before a folder whose name holds a colon)"
+        )
+    return value
+
+
+def _margins(value: object, count: int) -> float | tuple[float, ...]:
+    """A margin for all models but the last, or one for each of these `count`."""
+    given: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
+    if not all(type(margin) in (int, float) and 0 < margin <= 1 for margin in given):
+        raise ValueError("expected a number above 0 and at most 1, or a list of them")
+    if not isinstance(value, list | tuple):
+        return float(given[0])
+    if len(given) != count:
+        raise ValueError(f"expected one number, or a list of {count}: one for each model but the last")
+    return tuple(float(margin) for margin in given)
 
 
 def _ever_fires(cron: str) -> bool:
@@ -212,28 +264,44 @@ def _pipeline(path: Path, name: str, table: object) -> Pipeline:
         raise ConfigurationError(
             f"{path}: {name} = {table!r} stands outside a table. Every pipeline is a table: put it under a [name] line."
         )
-    try:
-        pipeline = Pipeline(name=name, **{key: value for key, value in table.items() if key != "name"})
-        if "name" in table:
-            raise ConfigurationError(f"{path}: [{name}] has a key 'name'. The table's own name is the name: remove it.")
-    except ValidationError as error:
-        raise ConfigurationError("\n".join(_table_problems(path, name, error))) from None
+    if "name" in table:
+        raise ConfigurationError(f"{path}: [{name}] has a key 'name'. The table's own name is the name: remove it.")
+    pipeline = make_pipeline({"name": name, **table}, f"{path}: [{name}]")
     base = path.resolve().parent
     return pipeline.model_copy(
         update={"images": absolute_uri(pipeline.images, base), "model": absolute_model(pipeline.model, base)}
     )
 
 
-def _table_problems(path: Path, name: str, error: ValidationError) -> Iterable[str]:
+def make_pipeline(values: Mapping[str, Any], where: str) -> Pipeline:
+    """A pipeline of these values, checked. Raises ConfigurationError; each of its lines begins with `where`."""
+    try:
+        return Pipeline(**values)
+    except ValidationError as error:
+        raise ConfigurationError("\n".join(_table_problems(where, error))) from None
+
+
+def _table_problems(where: str, error: ValidationError) -> Iterable[str]:
     allowed = ", ".join(field for field in Pipeline.model_fields if field != "name")
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            yield f"{path}: [{name}] has an unknown key {key!r} (= {problem['input']!r}). Allowed keys: {allowed}."
+            yield f"{where} has an unknown key {key!r} (= {problem['input']!r}). Allowed keys: {allowed}."
         elif problem["type"] == "missing":
-            yield f'{path}: [{name}] lacks the key {key!r}. Add {key} = "..."; README.md, Configuration, has an example.'
+            yield f'{where} lacks the key {key!r}. Add {key} = "..."; README.md, Configuration, has an example.'
+        elif problem["input"] is None:
+            yield f"{where} lacks the key {key!r}: {_said(problem['msg'])}. Add it."
         else:
-            yield f"{path}: [{name}] {key} = {problem['input']!r}: {problem['msg']}. Change the value."
+            yield f"{where} {key} = {problem['input']!r}: {_said(problem['msg'])}. Change the value."
+
+
+def _said(message: str) -> str:
+    return message.removeprefix("Value error, ")
+
+
+def absolute_model(model: str | tuple[str, ...], base: Path) -> str | tuple[str, ...]:
+    """One model's URI, or each of a cascade's, as absolute_uri gives it."""
+    return absolute_uri(model, base) if isinstance(model, str) else tuple(absolute_uri(uri, base) for uri in model)
 
 
 def is_name(model: str) -> bool:

@@ -4,12 +4,14 @@
     input / output seconds     how long the stage had nothing to do, or nobody to hand its work to
     percentiles                of the seconds of one call, from counts by size class, so that shards can be added up
 
-`processor` stands among the stages: CPU seconds of the process over cores times seconds.
+`processor` stands among the stages: CPU seconds of the process over cores times seconds. A cascade has a stage for each of
+its forward passes: `forward`, `forward_2` and so on, and `decode_2` where the second model wants other pixels.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
@@ -22,6 +24,9 @@ CLASSES_PER_DOUBLING = 4
 
 # From this share on, there is no doubt about what a run waited for.
 SATURATED = 0.85
+
+# A stage of a cascade's later models: `forward_2`.
+_LATER = re.compile(r"(decode|forward)_(\d+)")
 
 _IN_WORDS = {
     "read": "storage reads were",
@@ -80,6 +85,29 @@ class StageTimes:
 Times = dict[str, StageTimes]
 
 
+def base(stage: str) -> str:
+    """What a stage is one of: `forward` for `forward_2`."""
+    later = _LATER.fullmatch(stage)
+    return later[1] if later else stage
+
+
+def number_of(stage: str) -> int:
+    """Which model of a cascade a stage belongs to: 2 for `forward_2`, and 1 for those without a number."""
+    later = _LATER.fullmatch(stage)
+    return int(later[2]) if later else 1
+
+
+def numbered(stage: str, number: int) -> str:
+    """The inverse: `forward` and 2 give `forward_2`, and with 1 it stays `forward`."""
+    return stage if number == 1 else f"{stage}_{number}"
+
+
+def ordered(stages: Iterable[str]) -> list[str]:
+    """Those of the names that are stages, in the order in which images go through them."""
+    found = [stage for stage in stages if base(stage) in STAGES]
+    return sorted(found, key=lambda stage: (stage == "commit", number_of(stage), STAGES.index(base(stage))))
+
+
 def size_class(seconds: float) -> int:
     """The size class of a call: its seconds in microseconds, on a scale of powers of two."""
     return max(0, math.ceil(CLASSES_PER_DOUBLING * math.log2(max(seconds, 1e-6) * 1e6)))
@@ -115,8 +143,7 @@ def summary(times: Times) -> dict[str, dict[str, Any]]:
             "output_wait_seconds": round(times[stage].output, 3),
             **{f"p{part}_ms": round(times[stage].percentile(part / 100) * 1000, 2) for part in (50, 90, 99)},
         }
-        for stage in STAGES
-        if stage in times
+        for stage in ordered(times)
     }
 
 
@@ -126,14 +153,14 @@ def held_back_by(times: Times) -> str | None:
     A processor that is always busy is the limit, whatever stage waits for whom: then the stages are named that it
     worked for. Otherwise it is the stage whose workers rested least.
     """
-    stages = {stage: times[stage] for stage in STAGES if stage in times and times[stage].items}
+    stages = {stage: times[stage] for stage in ordered(times) if times[stage].items}
     if not stages:
         return None
     processor = times.get(PROCESSOR, StageTimes()).share
     if processor >= SATURATED:
         return f"the processor was busy {processor:.0%} of the time, {_most_of_it(stages)}"
     stage, busiest = max(stages.items(), key=lambda pair: pair[1].share)
-    words = f"{_IN_WORDS[stage]} busy {busiest.share:.0%} of the time"
+    words = f"{_in_words(stage)} busy {busiest.share:.0%} of the time"
     if stage == "read" and "forward" in stages:
         # One thread fills the batches of all streams, and one commits: the capacity of commits is the time that passed.
         passed = times.get("commit", StageTimes()).capacity
@@ -142,9 +169,15 @@ def held_back_by(times: Times) -> str | None:
     return words if busiest.share >= SATURATED else f"nothing for long: {words}"
 
 
+def _in_words(stage: str) -> str:
+    if number_of(stage) == 1:
+        return _IN_WORDS[stage]
+    return f"{_IN_WORDS[base(stage)].removesuffix(' was')} of model {number_of(stage)} was"
+
+
 def _most_of_it(stages: Times) -> str:
     """The two stages on which most seconds were spent, of those that compute."""
-    computing = {stage: stages[stage].busy for stage in ("look_up", "decode", "forward", "commit") if stage in stages}
+    computing = {stage: one.busy for stage, one in stages.items() if base(stage) != "read"}
     whole = sum(computing.values()) or 1.0
     first = sorted(computing.items(), key=lambda pair: -pair[1])[:2]
     return "most of it for " + " and ".join(f"{stage} ({busy / whole:.0%})" for stage, busy in first)

@@ -40,6 +40,7 @@ RUNS: Columns = {
 
 PREDICTIONS: Columns = {
     "model": lambda row: f"{row['model_name']} {row['model_version']}",
+    "answered by": _plain("answered_by"),
     "label": _plain("label"),
     "score": _number("score", 4),
     "margin": _number("margin", 4),

@@ -106,6 +106,7 @@ def _insert_predictions(connection: Connection, scope: Scope, finished: Iterable
             "margin": scored.margin,
             "entropy": scored.entropy,
             "top_k": json.dumps([{"label": label, "score": score} for label, score in scored.top_k]),
+            "cascade_stage": scored.cascade_stage,
             "run_no": run_no,
             "generation": generation,
             "predicted_at": moment,

@@ -13,7 +13,8 @@ from tasks.storage.base import ImageObject
 class Scored:
     """A prediction: label indices with scores, best first, and how sure the model is.
 
-    `margin` is the best score minus the second, `entropy` the Shannon entropy of all scores in nats.
+    `margin` is the best score minus the second, `entropy` the Shannon entropy of all scores in nats. `cascade_stage` is the
+    place of the network that answered, from 1 on; None where the model is no cascade.
     """
 
     label_index: int
@@ -22,6 +23,7 @@ class Scored:
     margin: float
     entropy: float
     top_k: tuple[tuple[str, float], ...]
+    cascade_stage: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -187,7 +187,7 @@ def tally(engine: Engine, staging: Staging) -> dict[str, Any]:
         "reads": sum(part.reads for part in shards),
         "forward_passes": sum(part.forward_passes for part in shards),
         "seconds": (finished - row.started_at).total_seconds(),
-        "stage_seconds": {stage: round(times[stage].busy, 3) for stage in stage_times.STAGES if stage in times},
+        "stage_seconds": {stage: round(times[stage].busy, 3) for stage in stage_times.ordered(times)},
         "stages": stage_times.summary(times),
         "held_back_by": stage_times.held_back_by(times),
         "model_id": row.model_id,

@@ -26,6 +26,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    SmallInteger,
     Table,
     Text,
     TypeDecorator,
@@ -120,6 +121,7 @@ prediction = Table(
     Column("run_no", Integer, nullable=False),
     Column("generation", Integer, nullable=False),
     Column("predicted_at", Moment, nullable=False),
+    Column("cascade_stage", SmallInteger),
 )
 
 failure = Table(

@@ -3,42 +3,46 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain as chained
 from typing import TYPE_CHECKING, Protocol
 
+from tasks.inference.batching import batches, weight, weight_of_all
+from tasks.inference.decode_stage import DecodeStage
 from tasks.inference.decoding.policies import open_decoder
+from tasks.inference.forward_stage import ForwardStage, Rule
 from tasks.inference.in_flight import InFlight
 from tasks.inference.meters import Meters
-from tasks.inference.pixels import Pixels, PixelSlots
+from tasks.inference.pixels import PixelSlots
 from tasks.inference.reading import Work, read_object
-from tasks.inference.scoring import score
 from tasks.inference.stages import Buffered, Parallel, Room
 from tasks.inference.twins import Twins
-from tasks.inference.verdict import NONFINITE_OUTPUT
+from tasks.models.cascade import pixels_key
 from tasks.models.runtimes import choose_device
 from tasks.processors import cores
-from tasks.stage_times import Times
+from tasks.stage_times import Times, numbered
 
 if TYPE_CHECKING:
     from tasks.cache.ledger import ShardLedger
-    from tasks.models.bundle import Bundle
+    from tasks.models.cascade import Model
     from tasks.models.runtimes import Runtime
     from tasks.settings import Settings
     from tasks.storage.base import ImageObject, ObjectStore
 
 LOOKUP_GROUP = 64
-IDLE_SECONDS = 0.5
 MIB = 2**20
 
 
-class Waiting(Protocol):
-    """A queue, or what has one: seconds that it kept who takes and who puts waiting."""
+class Queued(Protocol):
+    """A queue, or what has one: seconds that it kept who takes and who puts waiting, and how full it is, 0 to 1."""
 
     @property
     def waits(self) -> tuple[float, float]: ...
+
+    @property
+    def fill(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -47,48 +51,97 @@ class Parts:
 
     ledger: ShardLedger
     store: ObjectStore
-    bundle: Bundle
-    runtime: Runtime
+    model: Model
+    runtimes: tuple[Runtime, ...]
     settings: Settings
+
+    @property
+    def device(self) -> str:
+        """What the forward passes run on: one worker, one device."""
+        return self.runtimes[0].device
 
 
 class Chain:
-    """Four stages that run until their rows are through, or until they are closed; `end` gives finished work.
+    """Stages that run until their rows are through, or until they are closed; `end` gives finished work.
 
-    `closing` ends every thread at once; reads that hang are left behind.
+        read -> look_up -> decode -> forward ( -> decode_2 -> forward_2 ...) -> end
+
+    A cascade has a forward pass for each of its models, and a stage that decodes once more before one that wants other
+    pixels than the one before it. What is decided passes through those behind. Each queue is bounded, and hands on to the
+    next one only, so none can wait for itself. `closing` ends every thread at once; reads that hang are left behind.
     """
 
     def __init__(self, parts: Parts, images: int) -> None:
-        settings, spec = parts.settings, parts.bundle.spec.preprocessing
+        settings = parts.settings
         self._parts = parts
-        self.rows = self._reads = self._passes = 0
+        self.rows = self._reads = 0
         self._taken = (0, 0)
-        self._decoder = open_decoder(spec, settings.compiled, images, choose_device(settings))
-        self._slots = PixelSlots(spec.crop)
-        self._memory = threading.local()
         self._lock = threading.Lock()
         self.twins = Twins()
         self.closing = threading.Event()
         self._in_flight = InFlight(settings.readers)
-        workers = {"read": settings.readers, "look_up": 1, "decode": settings.decoders or cores()}
-        self.meters = Meters({**workers, "forward": parts.runtime.streams, "commit": 1}, cores())
-        self._join(workers)
+        self._workers = {"read": settings.readers, "look_up": 1, **_workers(parts), "commit": 1}
+        self._decoders = {
+            numbered("decode", number): open_decoder(
+                bundle.spec.preprocessing, settings.compiled, images, choose_device(settings)
+            )
+            for number, bundle in enumerate(parts.model.stages, 1)
+            if numbered("decode", number) in self._workers
+        }
+        self.meters = Meters(self._workers, cores())
+        # Reads and decodings under way and their results, and two queues for each further stage: each may hold as much.
+        self._share = settings.queue_mib * MIB // (2 * (len(self._workers) - 2))
+        self._before: dict[str, Queued] = {}
+        self._behind: dict[str, Queued] = {}
+        self._passes: list[ForwardStage] = []
+        self.end = self._join()
 
-    def _join(self, workers: Mapping[str, int]) -> None:
-        """Each of the queues may hold its share of the bytes. The look-up runs in the thread that feeds the decoders."""
-        runtime, share = self._parts.runtime, self._parts.settings.queue_mib * MIB // 6
-        batch, stop = runtime.batch_size, self.closing
-        ahead, calls = 2 * workers["read"], self._decoder.group * workers["decode"]
-        room = Room(ahead, share, listed_size)
-        self._read = Parallel(self._read_one, self._rows(), workers["read"], room, stop, "read")
-        self._files = Buffered(self._read, Room(ahead, share, weight), stop, "read-out")
-        room = Room(calls, share, weight_of_all)
-        self._decode = Parallel(self._decode_group, self._look_up(), workers["decode"], room, stop, "decode")
-        self._decoded = Buffered(_flat(self._decode), Room(2 * batch, share, weight), stop, "decode-out")
-        room = Room(2 * runtime.streams, share, weight_of_all)
-        self._forward = Parallel(self._predict, self._batches(), runtime.streams, room, stop, "forward")
-        room = Room(4 * batch * runtime.streams, share, weight)
-        self.end = Buffered(_flat(self._forward), room, stop, "forward-out")
+    def _join(self) -> Buffered[Work]:
+        """The look-up runs in the thread that feeds the decoders."""
+        readers, stop, share = self._workers["read"], self.closing, self._share
+        room = Room(2 * readers, share, listed_size)
+        self._read = Parallel(self._read_one, self._rows(), readers, room, stop, "read")
+        self._files = Buffered(self._read, Room(2 * readers, share, weight), stop, "read-out")
+        self._before["look_up"] = self._behind["read"] = self._files
+        end = self._files
+        for number in range(1, len(self._parts.runtimes) + 1):
+            if numbered("decode", number) in self._decoders:
+                slots, end = self._join_decoder(number, end)
+            end = self._join_network(number, end, slots)
+        self._before["commit"] = end
+        return end
+
+    def _join_decoder(self, number: int, source: Buffered[Work]) -> tuple[PixelSlots, Buffered[Work]]:
+        """Behind `source`, decode for a model of the cascade."""
+        name, workers = numbered("decode", number), self._workers["decode"]
+        decoder, later = self._decoders[name], list(self._decoders)[-1] != name
+        slots = PixelSlots(self._parts.model.stages[number - 1].spec.preprocessing.crop)
+        stage = DecodeStage(decoder, slots, self.meters[name], keeps_files=later)
+        groups = self._look_up(decoder.group) if number == 1 else batches(source, decoder.group, self._share)
+        room = Room(decoder.group * workers, self._share, weight_of_all)
+        calls = Parallel(stage.decode, groups, workers, room, self.closing, name)
+        room = Room(2 * self._parts.runtimes[number - 1].batch_size, self._share, weight)
+        out = Buffered(_flat(calls), room, self.closing, f"{name}-out")
+        self._before[name], self._behind[name] = source, out
+        if number == 1:
+            self._before[name] = self._behind["look_up"] = calls
+        return slots, out
+
+    def _join_network(self, number: int, source: Buffered[Work], slots: PixelSlots) -> Buffered[Work]:
+        """Behind `source`, run a model of the cascade, or the only one."""
+        name, runtime, model = numbered("forward", number), self._parts.runtimes[number - 1], self._parts.model
+        rule = _rule(model, number, takes_pixels=numbered("decode", number + 1) not in self._decoders)
+        stage = ForwardStage(model.stages[number - 1], runtime, rule, slots, self.meters[name])
+        self._passes.append(stage)
+        # Results keep their order. So that what is decided need not wait for a batch of a later model, some groups of
+        # finished images may be under way beside it; they weigh nothing.
+        room = Room((2 if number == 1 else 8) * runtime.streams, self._share, weight_of_all)
+        groups = batches(source, runtime.batch_size, self._share)
+        calls = Parallel(stage.predict, groups, runtime.streams, room, self.closing, name)
+        room = Room(4 * runtime.batch_size * runtime.streams, self._share, weight)
+        out = Buffered(_flat(calls), room, self.closing, f"{name}-out")
+        self._before[name], self._behind[name] = source, out
+        return out
 
     def close(self) -> None:
         """End every stage; what is on its way is dropped, and stays open in the database."""
@@ -99,37 +152,22 @@ class Chain:
     def times(self) -> Times:
         """What the stages did so far, and for how long each waited: before it for work, behind it for a taker."""
         self.meters["read"].workers = self._in_flight.limit
-        before: dict[str, Waiting] = {
-            "look_up": self._files,
-            "decode": self._decode,
-            "forward": self._decoded,
-            "commit": self.end,
-        }
-        behind: dict[str, Waiting] = {
-            "read": self._files,
-            "look_up": self._decode,
-            "decode": self._decoded,
-            "forward": self.end,
-        }
         return self.meters.times(
-            {stage: one.waits[0] for stage, one in before.items()},
-            {stage: one.waits[1] for stage, one in behind.items()},
+            {stage: one.waits[0] for stage, one in self._before.items()},
+            {stage: one.waits[1] for stage, one in self._behind.items()},
         )
 
     def queue_fill(self) -> dict[str, float]:
         """How full the queue before each stage is, 0 to 1."""
-        return {
-            "read": self._read.fill,
-            "look_up": self._files.fill,
-            "decode": self._decode.fill,
-            "forward": self._decoded.fill,
-            "commit": self.end.fill,
-        }
+        return {"read": self._read.fill, **{stage: one.fill for stage, one in self._before.items()}}
 
     def take_counts(self) -> tuple[int, int]:
-        """Objects read and images through a forward pass since the counts were last taken."""
+        """Objects read, and images through a forward pass, since the counts were last taken.
+
+        An image that goes on in a cascade counts for each pass.
+        """
         with self._lock:
-            before, self._taken = self._taken, (self._reads, self._passes)
+            before, self._taken = self._taken, (self._reads, sum(one.passes for one in self._passes))
             return self._taken[0] - before[0], self._taken[1] - before[1]
 
     def _rows(self) -> Iterator[ImageObject]:
@@ -149,8 +187,9 @@ class Chain:
         with self._in_flight.one(), self.meters["read"].work(0):
             yield
 
-    def _look_up(self) -> Iterator[list[Work]]:
-        """Pass on what needs a forward pass, and what is finished; keep twins back until their leader is through."""
+    def _look_up(self, size: int) -> Iterator[list[Work]]:
+        """Pass on what needs a forward pass, and what is finished, in groups of at most `size`; keep twins back until their
+        leader is through."""
         meter = self.meters["look_up"]
         for group in self._files.groups(LOOKUP_GROUP):
             with meter.work(len(group)):
@@ -165,89 +204,35 @@ class Chain:
             leading = {id(work) for work in leaders}
             onward = [work for work in group if work.digest is None or id(work) in leading]
             meter.hold(len(group) - len(onward))
-            for start in range(0, len(onward), self._decoder.group):
-                yield onward[start : start + self._decoder.group]
+            for start in range(0, len(onward), size):
+                yield onward[start : start + size]
 
-    def _decode_group(self, group: list[Work]) -> list[Work]:
-        meter, todo = self.meters["decode"], [work for work in group if work.finished is None]
-        meter.pass_on(len(group) - len(todo))
-        if not todo:
-            return group
-        slots = [self._slots.take() for _ in todo]
-        with meter.work(len(todo)):
-            errors = self._decoder.decode_group([work.data or b"" for work in todo], slots)
-        for work, slot, error in zip(todo, slots, errors, strict=True):
-            if error is None:
-                work.pixels, work.data = slot, None
-                continue
-            self._slots.give(slot)
-            work.fail(error.reason, str(error), permanent=True)
-            meter.fail()
-        return group
 
-    def _batches(self) -> Iterator[list[Work]]:
-        """As many decoded images as fill a batch, or what there is after a moment without any; finished work goes along."""
-        size = self._parts.runtime.batch_size
-        group: list[Work] = []
-        decoded = 0
-        try:
-            while True:
-                try:
-                    work = self._decoded.get(timeout=IDLE_SECONDS)
-                except StopIteration:
-                    break
-                if work is not None:
-                    group.append(work)
-                    decoded += work.finished is None
-                if group and (work is None or decoded == size or len(group) - decoded >= LOOKUP_GROUP):
-                    yield group
-                    group, decoded = [], 0
-            if group:
-                yield group
-        finally:
-            self._decoded.close()
+def _workers(parts: Parts) -> dict[str, int]:
+    """The threads of each stage that computes: a decoder before each model whose pixels are not those of the one before."""
+    workers: dict[str, int] = {}
+    pixels: tuple[object, ...] = ()
+    for number, (bundle, runtime) in enumerate(zip(parts.model.stages, parts.runtimes, strict=True), 1):
+        wanted = pixels_key(bundle.spec.preprocessing)
+        if wanted != pixels:
+            workers[numbered("decode", number)] = parts.settings.decoders or cores()
+        workers[numbered("forward", number)] = runtime.streams
+        pixels = wanted
+    return workers
 
-    def _predict(self, group: list[Work]) -> list[Work]:
-        meter, batch = self.meters["forward"], [work for work in group if work.finished is None]
-        meter.pass_on(len(group) - len(batch))
-        if not batch:
-            return group
-        bundle, spec = self._parts.bundle, self._parts.bundle.spec
-        with meter.work(len(batch)):
-            pixels = self._slots.gather([work.pixels for work in batch], self._buffer())
-            found = score(self._parts.runtime.predict(pixels), bundle.labels, spec.top_k)
-        with self._lock:
-            self._passes += len(batch)
-        for work, scored in zip(batch, found, strict=True):
-            if scored is None:
-                message = f"{spec.name} gives an output that is not finite for this image. Try another model."
-                work.fail(NONFINITE_OUTPUT, message, permanent=False)
-                meter.fail()
-            else:
-                work.succeed(scored)
-        return group
 
-    def _buffer(self) -> Pixels:
-        """The batch of the thread that asks: one for each stream."""
-        if not hasattr(self._memory, "batch"):
-            self._memory.batch = self._parts.runtime.buffer()
-        batch: Pixels = self._memory.batch
-        return batch
+def _rule(model: Model, number: int, *, takes_pixels: bool) -> Rule:
+    """What the model of this number answers; `takes_pixels` says that the next one wants the same pixels."""
+    if not model.is_cascade:
+        return Rule(model.top_k)
+    if number == len(model.stages):
+        return Rule(model.top_k, number)
+    return Rule(model.top_k, number, model.margins[number - 1], takes_pixels)
 
 
 def listed_size(listed: ImageObject) -> int:
     """What a read will bring, as far as the listing knows."""
     return listed.size
-
-
-def weight(work: Work) -> int:
-    """Bytes of an object's file and pixels."""
-    return (0 if work.data is None else len(work.data)) + (0 if work.pixels is None else work.pixels.nbytes)
-
-
-def weight_of_all(group: list[Work]) -> int:
-    """Bytes of a group."""
-    return sum(weight(work) for work in group)
 
 
 def _flat(source: Parallel[list[Work], list[Work]]) -> Iterator[Work]:

@@ -8,19 +8,21 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from tasks.errors import InvariantViolation
-from tasks.stage_times import PROCESSOR, STAGES, StageTimes, Times, size_class
+from tasks.stage_times import PROCESSOR, StageTimes, Times, base, ordered, size_class
 
 
 class Meter:
     """One stage: its calls, and the images that went in, came out, failed, or are held back as twins.
 
-    `workers` may change on the way, as the number of reads in flight does.
+    `workers` may change on the way, as the number of reads in flight does. The stages of a cascade's later models do not
+    count as theirs what was decided before (`counts_all` is False), so that their images are those that went on.
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, *, counts_all: bool = True) -> None:
         self.workers = workers
         self.capacity = 0.0
-        self.taken = self.given = self.failures = 0
+        self.taken = self.given = self.failures = self.went_by = 0
+        self._counts_all = counts_all
         self._busy = 0.0
         self._classes: dict[int, int] = {}
         self._lock = threading.Lock()
@@ -39,8 +41,11 @@ class Meter:
     def pass_on(self, images: int) -> None:
         """So many went through with nothing to do for this stage."""
         with self._lock:
-            self.taken += images
-            self.given += images
+            if self._counts_all:
+                self.taken += images
+                self.given += images
+            else:
+                self.went_by += images
 
     def fail(self, images: int = 1) -> None:
         """So many of them go on as failures."""
@@ -68,10 +73,10 @@ class Meter:
 
 
 class Meters:
-    """The meters of a shard's stages, and the processor's."""
+    """The meters of a shard's stages, whose workers are given by name, and the processor's."""
 
     def __init__(self, workers: Mapping[str, int], cores: int) -> None:
-        self.stages = {stage: Meter(workers[stage]) for stage in STAGES}
+        self.stages = {stage: Meter(workers[stage], counts_all=base(stage) == stage) for stage in ordered(workers)}
         self._cores = cores
         self._looked, self._processor = time.perf_counter(), time.process_time()
         self._seconds = 0.0
@@ -97,13 +102,13 @@ class Meters:
         """At the end of a shard: what one stage gave, the next one took. Raises InvariantViolation."""
         held = self["look_up"].taken - self["look_up"].given
         flow = [("the staged rows", images)]
-        for stage in STAGES:
-            meter = self.stages[stage]
+        for stage, meter in self.stages.items():
             before, given = flow[-1]
             given += held if stage == "commit" else 0  # Twins follow with their leader's commit.
-            if meter.taken != given:
+            came = meter.taken + meter.went_by
+            if came != given:
                 raise InvariantViolation(
-                    f"{label}: {given:,} images left {before} and {meter.taken:,} reached {stage}. What was committed is "
+                    f"{label}: {given:,} images left {before} and {came:,} reached {stage}. What was committed is "
                     "right and stays; clear the shard to do the rest, and report this, because it must not happen."
                 )
-            flow.append((stage, meter.given))
+            flow.append((stage, meter.given + meter.went_by))

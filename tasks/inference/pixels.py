@@ -30,12 +30,19 @@ class PixelSlots:
         self._free.append(slot)
 
     def gather(self, slots: Sequence[Pixels | None], batch: Pixels) -> Pixels:
-        """The pictures side by side in `batch`, uint8 [n or more, crop, crop, 3]; their slots are given back.
+        """The pictures side by side in `batch`, as `copy` puts them; their slots are given back."""
+        found = self.copy(slots, batch)
+        for slot in slots:
+            assert slot is not None
+            self.give(slot)
+        return found
 
-        Copying costs 6 microseconds a picture, and lets a picture that fails to decode leave no hole in a batch.
+    def copy(self, slots: Sequence[Pixels | None], batch: Pixels) -> Pixels:
+        """The pictures side by side in `batch`, uint8 [n or more, crop, crop, 3].
+
+        It costs 6 microseconds a picture, and lets a picture that fails to decode leave no hole in a batch.
         """
         for index, slot in enumerate(slots):
             assert slot is not None
             batch[index] = slot
-            self.give(slot)
         return batch[: len(slots)]

@@ -25,7 +25,7 @@ ACCESS_DENIED, STORAGE_ERROR = "access_denied", "storage_error"
 class Work:
     """One listed object on its way through the stages; each stage fills in its part, `finished` ends the way.
 
-    `data` and `pixels` are let go as soon as the next stage has used them.
+    `data` and `pixels` are let go as soon as the last stage that wants them has used them.
     """
 
     listed: ImageObject
@@ -38,7 +38,7 @@ class Work:
 
     def succeed(self, scored: Scored) -> None:
         """It was predicted."""
-        self.pixels = None
+        self.data = self.pixels = None
         self.finished = Finished(self.listed.key, self.image, self.digest, scored=scored)
 
     def reuse(self) -> None:

@@ -20,8 +20,12 @@ def softmax(logits: npt.NDArray[np.float32]) -> Scores:
     return scores
 
 
-def score(logits: npt.NDArray[np.float32], labels: Sequence[str], top_k: int) -> list[Scored | None]:
+def score(
+    logits: npt.NDArray[np.float32], labels: Sequence[str], top_k: int, stage: int | None = None
+) -> list[Scored | None]:
     """One Scored for each row of float32 logits [n, classes]; None where a row is not finite.
+
+    `stage` is the place of the network in its cascade, None where it is in none.
 
     Ties go to the lower index, so that the order does not depend on the batch. All rows are computed at once: a call for
     each row costs more than the arithmetic.
@@ -33,7 +37,7 @@ def score(logits: npt.NDArray[np.float32], labels: Sequence[str], top_k: int) ->
     margins = found[:, 0] - found[:, 1] if found.shape[1] > 1 else found[:, 0]
     rows = zip(finite, best.tolist(), found.tolist(), margins.tolist(), _entropy(scores).tolist(), strict=True)
     return [
-        _scored(indices, values, margin, entropy, labels, top_k) if good else None
+        _scored(indices, values, margin, entropy, labels, top_k, stage) if good else None
         for good, indices, values, margin, entropy in rows
     ]
 
@@ -57,7 +61,13 @@ def _entropy(scores: Scores) -> Scores:
 
 
 def _scored(
-    best: list[int], found: list[float], margin: float, entropy: float, labels: Sequence[str], top_k: int
+    best: list[int],
+    found: list[float],
+    margin: float,
+    entropy: float,
+    labels: Sequence[str],
+    top_k: int,
+    stage: int | None,
 ) -> Scored:
     return Scored(
         label_index=best[0],
@@ -66,4 +76,5 @@ def _scored(
         margin=margin,
         entropy=entropy,
         top_k=tuple((labels[index], value) for index, value in zip(best[:top_k], found[:top_k], strict=True)),
+        cascade_stage=stage,
     )

@@ -2,6 +2,7 @@
 
     rows -> read -> digest and look-up -> decode and crop -> forward -> commit
 
+A cascade has a forward pass for each of its models (chain.py).
 The stages run side by side. The thread that called is the one that commits, so it is also the one that a signal
 reaches: on SIGTERM it commits what is finished and raises Interrupted.
 """
@@ -33,6 +34,8 @@ from tasks.observation import Observation, since
 from tasks.stage_times import Times
 
 if TYPE_CHECKING:
+    from tasks.models.bundle import Bundle
+    from tasks.models.runtimes import Runtime
     from tasks.plan import ShardDescriptor
 
 log = logging.getLogger(__name__)
@@ -151,27 +154,18 @@ class _Attempt:
     def _observe(self, outcomes: Counter[str]) -> None:
         before, self.observed = self.observed, self.chain.times()
         seconds, use = since(before, self.observed)
-        device = self.shard.runtime.device
-        self.shard.observe(Observation(device, outcomes, seconds, use, self.chain.queue_fill()))
+        self.shard.observe(Observation(self.shard.device, outcomes, seconds, use, self.chain.queue_fill()))
 
     def _progress(self) -> Progress:
         times = stage_times.total([self.times_before, stage_times.to_json(self.chain.times())])
         seconds = self.seconds_before + time.monotonic() - self.started
         reads, passes = self.chain.take_counts()
-        return Progress(reads, passes, seconds, stage_times.to_json(times), self.shard.runtime.device)
+        return Progress(reads, passes, seconds, stage_times.to_json(times), self.shard.device)
 
     def _try_model(self) -> None:
-        """One blank image, before any image can be blamed for a broken model; reading and decoding have begun."""
-        crop, classes = self.shard.bundle.spec.preprocessing.crop, len(self.shard.bundle.labels)
-        logits = self.shard.runtime.predict(np.full((1, crop, crop, 3), 127, np.uint8))
-        if logits.shape != (1, classes):
-            raise ModelError(
-                f"The model gives {logits.shape[1:]} outputs for {classes} labels. Correct the labels file."
-            )
-        if not np.isfinite(logits).all():
-            raise GlobalFault(
-                "The model's output is not finite even for a blank image. Check the weights of the bundle."
-            )
+        """One blank image for each model, before any image can be blamed for a broken one; reading and decoding have begun."""
+        for bundle, runtime in zip(self.shard.model.stages, self.shard.runtimes, strict=True):
+            _try(bundle, runtime)
 
     def _storage_works(self, held: list[Work]) -> bool:
         """Whether an object other than these suspects can be read: one that was read before, or others of the shard.
@@ -186,6 +180,19 @@ class _Attempt:
             return False
         with ThreadPoolExecutor(len(tried)) as pool:
             return any(pool.map(lambda image: read_object(self.shard.store, image).was_read, tried))
+
+
+def _try(bundle: Bundle, runtime: Runtime) -> None:
+    name, crop = bundle.spec.name, bundle.spec.preprocessing.crop
+    logits = runtime.predict(np.full((1, crop, crop, 3), 127, np.uint8))
+    if logits.shape != (1, len(bundle.labels)):
+        raise ModelError(
+            f"The model {name} gives {logits.shape[1:]} outputs for {len(bundle.labels)} labels. Correct the labels file."
+        )
+    if not np.isfinite(logits).all():
+        raise GlobalFault(
+            f"The output of the model {name} is not finite even for a blank image. Check the weights of the bundle."
+        )
 
 
 @contextmanager

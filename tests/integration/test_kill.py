@@ -28,7 +28,7 @@ from pathlib import Path
 from tasks.cache import commits
 from tasks.cache.runs import RunKey
 from tasks.cache import ledger
-from tasks.inference import chain
+from tasks.inference import chain, forward_stage
 from tasks.inference.decoding import policies
 from tests.runner import Runner
 
@@ -57,7 +57,7 @@ if stage == "look_up":
 if stage == "decode":
     policies.Decoder.decode = deadly(policies.Decoder.decode)
 if stage == "forward":
-    chain.score = deadly(chain.score)
+    forward_stage.score = deadly(forward_stage.score)
 if stage == "in_commit":
     commits._close_rows = deadly(commits._close_rows, after=True)
 if stage == "after_commit":
@@ -179,14 +179,14 @@ def test_sigterm_commits_what_is_finished_and_raises(home: Path, tmp_path: Path,
     write_pictures(images, 300)
     model = write_small_bundle(tmp_path / "model")
     script = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom tasks.inference import chain\n"
+        "import os, signal, sys\nfrom pathlib import Path\nfrom tasks.inference import forward_stage\n"
         "from tests.runner import Runner\n"
-        "score, calls = chain.score, []\n"
+        "score, calls = forward_stage.score, []\n"
         "def slow(*arguments):\n"
         "    calls.append(1)\n"
         "    if len(calls) == 5: os.kill(os.getpid(), signal.SIGTERM)\n"
         "    return score(*arguments)\n"
-        "chain.score = slow\n"
+        "forward_stage.score = slow\n"
         "home, url, images, model = sys.argv[1:]\n"
         "Runner(Path(home), url, {'batch_size': 4, 'readers': 2}, images=images, model=model).run()\n"
     )

@@ -13,7 +13,7 @@ import pytest
 
 from tasks import road
 from tasks.errors import InvariantViolation
-from tasks.inference import chain
+from tasks.inference.decode_stage import DecodeStage
 from tasks.inference.decoding.policies import Decoder
 from tasks.models.runtimes.openvino_runtime import OpenVinoRuntime
 from tasks.storage.base import Blob
@@ -75,12 +75,12 @@ def test_a_slow_forward_pass_is_named(runner: Runner, monkeypatch: pytest.Monkey
 
 
 def test_a_stage_that_loses_an_image_fails_the_shard(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
-    decode = chain.Chain._decode_group
+    decode = DecodeStage.decode
 
-    def lossy(self: chain.Chain, group: list[Any]) -> list[Any]:
+    def lossy(self: DecodeStage, group: list[Any]) -> list[Any]:
         return [work for work in decode(self, group) if work.listed.key != "00007.png"]
 
-    monkeypatch.setattr(chain.Chain, "_decode_group", lossy)
+    monkeypatch.setattr(DecodeStage, "decode", lossy)
     with pytest.raises(InvariantViolation, match="60 images left decode and 59 reached forward"):
         runner.run()
     monkeypatch.undo()

@@ -361,7 +361,7 @@ def test_the_store_takes_the_keys_that_the_pipeline_uses() -> None:
 
 def test_the_demo_pipeline_lies_in_the_store() -> None:
     pipeline = load_pipelines(PROJECT / "docker" / "pipelines.toml")["digits"]
-    images, model = parse_location(pipeline.images), parse_location(pipeline.model)
+    images, model = parse_location(pipeline.images), parse_location(pipeline.models[0])
 
     assert (images.scheme, model.scheme) == ("s3", "s3")
     assert images.root != model.root, "the files of the model would be listed as images"
