@@ -269,7 +269,7 @@ def _pipeline(path: Path, name: str, table: object) -> Pipeline:
     pipeline = make_pipeline({"name": name, **table}, f"{path}: [{name}]")
     base = path.resolve().parent
     return pipeline.model_copy(
-        update={"images": absolute_uri(pipeline.images, base), "model": absolute_model(pipeline.model, base)}
+        update={"images": absolute_uri(pipeline.images, base), "model": absolute_models(pipeline.model, base)}
     )
 
 
@@ -299,11 +299,6 @@ def _said(message: str) -> str:
     return message.removeprefix("Value error, ")
 
 
-def absolute_model(model: str | tuple[str, ...], base: Path) -> str | tuple[str, ...]:
-    """One model's URI, or each of a cascade's, as absolute_uri gives it."""
-    return absolute_uri(model, base) if isinstance(model, str) else tuple(absolute_uri(uri, base) for uri in model)
-
-
 def is_name(model: str) -> bool:
     """Whether a model URI is a plain name, of a bundle that is kept under AFTERIMAGE_HOME/models."""
     return not model.startswith((".", "~")) and not {"/", "\\", ":"} & set(model)
@@ -312,6 +307,11 @@ def is_name(model: str) -> bool:
 def absolute_model(uri: str, base: Path) -> str:
     """As absolute_uri; a plain name stays one, unless a folder of that name lies in `base`."""
     return uri if is_name(uri) and not (base / uri).is_dir() else absolute_uri(uri, base)
+
+
+def absolute_models(model: str | tuple[str, ...], base: Path) -> str | tuple[str, ...]:
+    """One model's URI, or each of a cascade's, as absolute_model gives it."""
+    return absolute_model(model, base) if isinstance(model, str) else tuple(absolute_model(uri, base) for uri in model)
 
 
 def absolute_uri(uri: str, base: Path) -> str:

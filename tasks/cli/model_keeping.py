@@ -134,7 +134,7 @@ def _users(name: str, settings: Settings) -> list[str]:
     if not settings.pipelines.is_file():
         return []
     pipelines, _ = read_pipelines(settings.pipelines)
-    return [pipeline.name for pipeline in pipelines.values() if name == pipeline.model]
+    return [pipeline.name for pipeline in pipelines.values() if name in pipeline.models]
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
