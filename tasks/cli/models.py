@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import typer
 
+from tasks.cli.model_optimising import bench, optimise
+
 models = typer.Typer(
     help="Add, check, shrink and compare models.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+models.command()(optimise)
+models.command()(bench)

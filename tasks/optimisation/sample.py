@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -43,17 +43,20 @@ class Crops:
 
 
 def list_sample(uri: str, settings: Settings, limit: int | None = None) -> list[ImageObject]:
-    """The images under a URI in the order of their keys, at most `limit`. Raises ConfigurationError where there are none."""
+    """The first `limit` images under a URI by their keys, or all. Raises ConfigurationError where there are none."""
     location = parse_location(uri)
     pages = list_pages(open_store(location, settings), location, EVERYTHING, KeyFilter(RASTER_SUFFIXES, ()))
-    found = list(itertools.islice((image for page in pages for image in page.images), limit))
+    images = (image for page in pages for image in page.images)
+    # S3 lists by key, so the first ones are enough; a folder lists in no order, and has to be seen whole.
+    ahead = itertools.islice(images, limit) if location.scheme == "s3" else images
+    found = sorted(ahead, key=lambda image: image.key)[:limit]
     if not found:
         raise ConfigurationError(f"There is no image under {uri}. Name a folder or a prefix that holds some.")
-    return sorted(found, key=lambda image: image.key)
+    return found
 
 
 def read_crops(
-    uri: str, images: list[ImageObject], preprocessing: Preprocessing, settings: Settings, group: int = GROUP
+    uri: str, images: Sequence[ImageObject], preprocessing: Preprocessing, settings: Settings, group: int = GROUP
 ) -> Iterator[Crops]:
     """Decode the images by a bundle's preprocessing, at most `group` at a time, in their order.
 
@@ -73,7 +76,7 @@ def read_crops(
             yield ahead.popleft().result()
 
 
-def _crops(store: ObjectStore, decoder: Decoder | NvjpegDecoder, crop: int, images: list[ImageObject]) -> Crops:
+def _crops(store: ObjectStore, decoder: Decoder | NvjpegDecoder, crop: int, images: Sequence[ImageObject]) -> Crops:
     pixels = np.empty((len(images), crop, crop, 3), np.uint8)
     works = [read_object(store, image) for image in images]
     readable = [work for work in works if work.data is not None]

@@ -101,6 +101,11 @@ class Decoder:
             elif pictures >= WORTH_COMPILING:
                 self._jpeg.prepare_beside()
 
+    def prepare(self) -> None:
+        """Wait until it is as fast as it gets, where it would be compiled beside the first pictures."""
+        if self._jpeg is not None:
+            self._jpeg.prepare()
+
     def decode(self, data: bytes, out: npt.NDArray[np.uint8]) -> None:
         """Fill `out`, uint8 RGB [crop, crop, 3]. Raises ImageError as `decode` does."""
         if self._jpeg is None or not self._jpeg.decode(data, MAX_PIXELS, out):

@@ -66,7 +66,7 @@ class OpenVinoRuntime:
 
     def __init__(self, bundle: Bundle, compiled: Path, batch_size: int | None = None) -> None:
         core = ov.Core()
-        path = _network(bundle, compiled)
+        path = network_file(bundle, compiled)
         self.streams, self.batch_size = cores(), batch_size or BATCH_SIZE
         crop = bundle.spec.preprocessing.crop
         self._shape = (self.batch_size, crop, crop, 3)
@@ -117,7 +117,7 @@ class OpenVinoRuntime:
                 self._is_closed = True
 
 
-def _network(bundle: Bundle, compiled: Path) -> Path:
+def network_file(bundle: Bundle, compiled: Path) -> Path:
     """The file that OpenVINO reads: the bundle's own, or what was converted from it. model_id checks the bundle's files."""
     folder = compiled / f"{bundle.model_id}-openvino-{version('openvino')}-{CONVERSION}"
     if bundle.spec.form != "torch":
