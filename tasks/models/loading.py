@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tasks.errors import ModelError
 from tasks.models.architectures import build
 from tasks.models.bundle import Bundle
+from tasks.models.shapes import disconnections, shrink
 from tasks.models.spec import ModelSpec
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -64,14 +65,29 @@ def load_classifier(bundle: Bundle) -> Classifier:
         )
     network = build(bundle.spec.architecture, len(bundle.labels), bundle.spec.options)
     state = read_weights(bundle.weights)
-    problems = misfits(network, state)
+    problems = _problems(network, state, bundle)
     if problems:
+        what = "is no pruning of" if bundle.spec.pruned else "does not fit"
         raise ModelError(
-            f"{bundle.weights} does not fit {bundle.spec.architecture} with {len(bundle.labels)} labels: {problems}. "
+            f"{bundle.weights} {what} {bundle.spec.architecture} with {len(bundle.labels)} labels: {problems}. "
             "Check architecture, labels and weights of this bundle against each other."
         )
-    network.load_state_dict(state, strict=True)
+    _fill(network, state)
     return wrap(network, bundle.spec)
+
+
+def _problems(network: nn.Module, state: Mapping[str, Tensor], bundle: Bundle) -> str:
+    """What keeps the tensors from being this network's; a pruned bundle's network is made as narrow as they are."""
+    if not bundle.spec.pruned:
+        return misfits(network, state)
+    crop, classes = bundle.spec.preprocessing.crop, len(bundle.labels)
+    return shrink(network, state) or misfits(network, state) or disconnections(network, crop, classes)
+
+
+def _fill(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy tensors that fit into the network. Its own load_state_dict may ask for more than them, as MNASNet's does."""
+    for name, tensor in network.state_dict().items():
+        tensor.copy_(state[name])
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
