@@ -128,7 +128,10 @@ def test_a_network_of_timm_comes_with_timms_preprocessing(settings: Settings) ->
 
     found = resolve_model("timm:resnet50.a1_in1k?weights=random", settings)
 
-    spec, data = found.spec.preprocessing, timm.data.resolve_data_config({}, model=timm.create_model("resnet50.a1_in1k"))
+    spec, data = (
+        found.spec.preprocessing,
+        timm.data.resolve_data_config({}, model=timm.create_model("resnet50.a1_in1k")),
+    )
     transform = timm.data.create_transform(**data)
     assert (spec.resize, spec.crop, spec.interpolation) == (235, 224, "bicubic")
     assert (transform.transforms[0].size, transform.transforms[1].size) == (spec.resize, (spec.crop, spec.crop))
@@ -241,7 +244,8 @@ def test_a_pickle_that_timm_downloads_is_not_executed(
     """As an old cache may hold it, opened by a caller in timm who does not ask for tensors only."""
     torch.save(Planted(tmp_path / "touched"), tmp_path / "w.bin")
     monkeypatch.setattr(
-        "timm.models._builder.load_state_dict_from_hf", lambda *_, **__: torch.load(tmp_path / "w.bin", weights_only=False)
+        "timm.models._builder.load_state_dict_from_hf",
+        lambda *_, **__: torch.load(tmp_path / "w.bin", weights_only=False),
     )
 
     assert "hold more than tensors" in refusal(LCNET, settings)
@@ -251,7 +255,7 @@ def test_a_pickle_that_timm_downloads_is_not_executed(
 def test_without_timm_its_networks_name_what_to_install(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tasks.extras.find_spec", lambda _: None)
 
-    with pytest.raises(ConfigurationError, match="timm:lcnet_050 needs the package timm, .* make extra-timm"):
+    with pytest.raises(ConfigurationError, match=r"timm:lcnet_050 needs the package timm, .* make extra-timm"):
         resolve_model(f"{LCNET}?weights=random", settings)
 
 
