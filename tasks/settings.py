@@ -22,8 +22,8 @@ from tasks.location import parse_location
 
 PROJECT = Path(__file__).resolve().parent.parent
 
-# The file in torchvision:NAME?weights=FILE.
-_WEIGHTS = re.compile(r"([?&]weights=)(?!(?:random|default)(?:&|$))([^&]+)")
+# The files in torchvision:NAME?weights=FILE&labels=FILE.
+_FILES = re.compile(r"([?&]weights=(?!(?:random|default)(?:&|$))|[?&]labels=)([^&]+)")
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 
@@ -184,9 +184,9 @@ def _model_uri(value: str) -> str:
     scheme = _SCHEME.match(value)
     if not value:
         raise ValueError("expected torchvision:NAME, s3://BUCKET/PREFIX or a folder, and it is empty")
-    if scheme is not None and scheme[1] not in ("torchvision", "s3", "file"):
+    if scheme is not None and scheme[1] not in ("torchvision", "timm", "s3", "file"):
         raise ValueError(
-            f"{scheme[1]}: is no scheme of a model; expected torchvision:NAME, s3://BUCKET/PREFIX or a folder "
+            f"{scheme[1]}: is no scheme of a model; expected torchvision:NAME, timm:NAME, s3://BUCKET/PREFIX or a folder "
             "(./ before a folder whose name holds a colon)"
         )
     return value
@@ -316,8 +316,8 @@ def absolute_models(model: str | tuple[str, ...], base: Path) -> str | tuple[str
 
 def absolute_uri(uri: str, base: Path) -> str:
     """Leave URIs with a scheme as they are; turn local paths into absolute ones below `base`."""
-    if uri.startswith("torchvision:"):
-        return _WEIGHTS.sub(lambda found: found[1] + quote(_absolute(unquote_plus(found[2]), base)), uri)
+    if uri.startswith(("torchvision:", "timm:")):
+        return _FILES.sub(lambda found: found[1] + quote(_absolute(unquote_plus(found[2]), base)), uri)
     if "://" in uri:
         return uri
     return _absolute(uri, base)

@@ -42,7 +42,7 @@ from tasks.errors import ModelError
 from tasks.models.fingerprint import file_digest, fingerprint
 from tasks.models.spec import ModelSpec, Preprocessing
 
-__all__ = ["Bundle", "ModelSpec", "Preprocessing", "read_bundle", "write_bundle"]
+__all__ = ["Bundle", "ModelSpec", "Preprocessing", "read_bundle", "read_labels", "write_bundle"]
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def read_bundle(folder: Path) -> Bundle:
     for key, name in (("weights", spec.weights), ("network", spec.network)):
         if name and not (folder / name).is_file():
             raise ModelError(f"{folder / name} does not exist. Put the {key} there, or correct `{key}` in {manifest}.")
-    labels = _labels(folder / spec.labels)
+    labels = read_labels(folder / spec.labels)
     checked_digest(folder / spec.labels, spec)
     return Bundle(folder, spec, labels)
 
@@ -118,7 +118,8 @@ def checked_digest(path: Path, spec: ModelSpec) -> str:
     return found
 
 
-def _labels(path: Path) -> tuple[str, ...]:
+def read_labels(path: Path) -> tuple[str, ...]:
+    """The labels of a file, one a line, in its order. Raises ModelError, which names the file and the line."""
     try:
         # Lines end with a line feed and with nothing else: a label may hold the other ends that Unicode knows.
         labels = tuple(path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n"))

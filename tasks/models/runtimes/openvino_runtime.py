@@ -6,10 +6,7 @@ comes as OpenVINO's own file, or as ONNX, is read as it is.
 
 from __future__ import annotations
 
-import os
 import queue
-import shutil
-import tempfile
 import threading
 import warnings
 from importlib.metadata import version
@@ -20,6 +17,7 @@ import numpy as np
 
 from tasks.models.bundle import Bundle
 from tasks.models.runtimes import Logits, Pixels
+from tasks.models.runtimes.converting import TRACING, keep
 from tasks.models.runtimes.unreported import ov, unreported
 from tasks.processors import cores
 
@@ -39,9 +37,6 @@ ALONE: dict[str, Any] = {
 
 # What we give OpenVINO to convert; it rises when that changes, so that a home does not keep a slower network.
 CONVERSION = 2
-
-# torch traces one module at a time.
-_TRACING = threading.Lock()
 
 # OpenVINO's Python side fills its static variables at the first inference of a process. Two threads that meet there wait
 # for each other for ever: one has the interpreter's lock, the other one that of the variable.
@@ -122,7 +117,7 @@ def network_file(bundle: Bundle, compiled: Path) -> Path:
     folder = compiled / f"{bundle.model_id}-openvino-{version('openvino')}-{CONVERSION}"
     if bundle.spec.form != "torch":
         return bundle.network
-    with _TRACING:
+    with TRACING:
         if not (folder / "model.xml").exists():
             _convert(bundle, folder)
     return folder / "model.xml"
@@ -140,11 +135,4 @@ def _convert(bundle: Bundle, folder: Path) -> None:
         warnings.simplefilter("ignore")
         example = torch.zeros(2, crop, crop, 3, dtype=torch.uint8)
         model = ov.convert_model(load_classifier(bundle), example_input=example, input=[-1, crop, crop, 3])
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent))
-    ov.save_model(model, scratch / "model.xml", compress_to_fp16=False)
-    scratch.chmod(0o755)  # mkdtemp gives it to this user alone; workers may run as others
-    try:
-        os.rename(scratch, folder)
-    except OSError:
-        shutil.rmtree(scratch)
+    keep(folder, lambda scratch: ov.save_model(model, scratch / "model.xml", compress_to_fp16=False))
