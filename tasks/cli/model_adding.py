@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,10 +13,11 @@ import typer
 from tasks import tables
 from tasks.cli.model_keeping import AsJson, described, resolve
 from tasks.errors import ConfigurationError
-from tasks.models.bundle import Bundle
+from tasks.models.bundle import Bundle, read_bundle
 from tasks.settings import Settings, load_settings
 
 CODE = ("torchvision:", "timm:")
+FILES = (".onnx", ".pt2")
 
 
 def add(
@@ -41,49 +43,68 @@ def add(
     from tasks.models import shelf
 
     settings = load_settings()
-    preprocessing = {
-        key: value
-        for key, value in {
-            "resize": resize,
-            "crop": crop,
-            "interpolation": interpolation,
-            "mean": _channels("--mean", mean),
-            "std": _channels("--std", std),
-            "decode": decode,
-        }.items()
-        if value is not None
-    }
-    made = _bundle(source, settings, weights, labels)
-    kept = shelf.add(_changed(made, name, version, top_k, preprocessing), settings)
+    preprocessing = _given(
+        resize=resize,
+        crop=crop,
+        interpolation=interpolation,
+        mean=_channels("--mean", mean),
+        std=_channels("--std", std),
+        decode=decode,
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        if source.endswith(FILES):
+            proof = _given(trusted=trusted or None, sha256=sha256)
+            made = _of_file(Path(source), Path(scratch), labels, preprocessing, proof)
+            preprocessing = {}  # It is in the file's graph now.
+        else:
+            made = _bundle(source, settings, weights, labels)
+        kept = shelf.add(_changed(made, preprocessing, _given(name=name, version=version, top_k=top_k)), settings)
     facts = described(kept, settings)
     typer.echo(
         tables.to_json(facts) if as_json else f"{kept.spec.name} is kept in {kept.folder}. It is {kept.model_id}."
     )
 
 
+def _given(**options: Any) -> dict[str, Any]:
+    """The options that were given."""
+    return {key: value for key, value in options.items() if value is not None}
+
+
 def _bundle(source: str, settings: Settings, weights: Path | None, labels: Path | None) -> Bundle:
-    if source.startswith(CODE):
-        options = [f"{key}={quote(str(path))}" for key, path in (("weights", weights), ("labels", labels)) if path]
-        return resolve(source + ("&" if "?" in source else "?") * bool(options) + "&".join(options), settings)
-    if weights or labels:
-        raise ConfigurationError(f"--weights and --labels belong to {' and '.join(CODE)}, and {source} has its own.")
-    return resolve(source, settings)
+    if not source.startswith(CODE) and (weights or labels):
+        raise ConfigurationError(
+            f"--weights and --labels belong to {', '.join(CODE)} and to files, and {source} has its own. Leave them out."
+        )
+    files = [f"{key}={quote(str(path))}" for key, path in (("weights", weights), ("labels", labels)) if path]
+    return resolve(source + ("&" if "?" in source else "?") * bool(files) + "&".join(files), settings)
 
 
-def _changed(
-    bundle: Bundle, name: str | None, version: str | None, top_k: int | None, preprocessing: dict[str, Any]
+def _of_file(
+    file: Path, folder: Path, labels: Path | None, preprocessing: dict[str, Any], proof: dict[str, Any]
 ) -> Bundle:
+    from tasks.models.sources import IMAGENET
+    from tasks.models.sources.exported_source import from_exported
+    from tasks.models.sources.onnx_source import from_onnx
+
+    if labels is None:
+        raise ConfigurationError(
+            f"{file} does not say what its outputs are called. Give --labels FILE, one label a line."
+        )
+    spec = replace(IMAGENET, **preprocessing)
+    if file.suffix == ".onnx":
+        proof.pop("trusted", None)
+        from_onnx(folder, file, labels=labels, preprocessing=spec, **proof)
+    else:
+        from_exported(folder, file, labels=labels, preprocessing=spec, **proof)
+    return read_bundle(folder)
+
+
+def _changed(bundle: Bundle, preprocessing: dict[str, Any], others: dict[str, Any]) -> Bundle:
     """The bundle as the options want it, checked as a manifest is."""
     from tasks.models.manifest import check_manifest
 
     spec = bundle.spec
-    changed = replace(
-        spec,
-        name=name or spec.name,
-        version=version or spec.version,
-        top_k=top_k or spec.top_k,
-        preprocessing=replace(spec.preprocessing, **preprocessing),
-    )
+    changed = replace(spec, preprocessing=replace(spec.preprocessing, **preprocessing), **others)
     return replace(bundle, spec=check_manifest(bundle.folder / "model.toml", changed.plain()))
 
 

@@ -19,6 +19,7 @@ from tasks.cli import app
 from tasks.errors import ConfigurationError, ModelError
 from tasks.models import shelf
 from tasks.models.bundle import Bundle, read_bundle
+from tasks.models.fingerprint import file_digest
 from tasks.models.resolving import resolve_model
 from tasks.settings import Settings, absolute_model, load_settings
 from tests.pictures import write_small_bundle
@@ -272,7 +273,7 @@ def test_add_makes_a_bundle_of_a_torchvision_network(settings: Settings, tmp_pat
         (["--std", "0,1,1"], "every std must be above 0"),
         (["--interpolation", "nearest"], "Input should be 'bilinear' or 'bicubic'"),
         (["--decode", "quick"], "preprocessing.decode = 'quick'"),
-        (["--labels", "labels.txt"], "--weights and --labels belong to torchvision: and timm:"),
+        (["--labels", "labels.txt"], "--weights and --labels belong to torchvision:, timm: and to files"),
         (["--name", "../up"], "is no name for a model"),
     ],
 )
@@ -282,3 +283,52 @@ def test_options_that_make_no_bundle_are_refused(
     with pytest.raises(ConfigurationError, match=re.escape(says)):
         run("add", str(source.folder), *options)
     assert not settings.models.exists() or list(settings.models.iterdir()) == []
+
+
+class Tiny(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = torch.nn.Linear(3, 4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.last(images.mean((2, 3)))
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Path:
+    path = tmp_path / "names.txt"
+    path.write_text("a\nb\nc\nd\n")
+    return path
+
+
+def test_add_takes_a_file_of_onnx(settings: Settings, tmp_path: Path, labels: Path) -> None:
+    file = tmp_path / "tiny.onnx"
+    torch.onnx.export(Tiny().eval(), (torch.rand(2, 3, 16, 16),), file, external_data=False, verbose=False)
+    size = ["--resize", "16", "--crop", "16", "--mean", "0.5,0.5,0.5"]
+
+    assert "does not say what its outputs are called" in str(
+        pytest.raises(ConfigurationError, run, "add", str(file)).value
+    )
+    found = json.loads(run("add", str(file), "--labels", str(labels), *size, "--json")[1])
+    kept = resolve_model("tiny", settings)
+    assert (kept.model_id, kept.labels, kept.spec.form) == (found["model_id"], ("a", "b", "c", "d"), "onnx")
+    assert kept.spec.preprocessing.mean == (0.5, 0.5, 0.5)
+    assert run("verify", "tiny")[0] == 0
+
+
+def test_add_takes_a_file_of_torch_export_on_ones_word_only(settings: Settings, tmp_path: Path, labels: Path) -> None:
+    file = tmp_path / "tiny.pt2"
+    shape = ({0: torch.export.Dim.DYNAMIC},)
+    torch.export.save(torch.export.export(Tiny().eval(), (torch.rand(2, 3, 16, 16),), dynamic_shapes=shape), file)
+    command = ["add", str(file), "--labels", str(labels), "--resize", "16", "--crop", "16"]
+    digest = file_digest(file)
+
+    for word in ([], ["--trusted"], ["--sha256", digest], ["--trusted", "--sha256", "0" * 64]):
+        with pytest.raises(ModelError, match=r"may execute code when it is opened|has the sha256"):
+            run(*command, *word)
+    assert run(*command, "--trusted", "--sha256", digest)[0] == 0
+    kept = resolve_model("tiny", settings)
+    assert kept.spec.trusted
+    assert kept.spec.files["network.pt2"] == digest
+    flip_a_byte(kept.folder / "network.pt2")
+    assert "network.pt2 has the sha256" in refusal(lambda: resolve_model("tiny", settings).model_id)
