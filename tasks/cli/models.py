@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from tasks.cli.model_optimising import bench, optimise
+from tasks.cli.model_pruning import prune
 
 models = typer.Typer(
     help="Add, check, shrink and compare models.",
@@ -14,3 +15,4 @@ models = typer.Typer(
 
 models.command()(optimise)
 models.command()(bench)
+models.command()(prune)
