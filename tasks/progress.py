@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Protocol
 from tasks.plan import ShardDescriptor
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
+
+    from tasks.optimisation.distilling import Step
 
 LINE_SECONDS = 5.0
 
@@ -40,12 +42,32 @@ def images(*, quiet: bool) -> Iterator[Bar]:
         yield _Lines()
 
 
-def _progress() -> Progress:
+class TrainingBar(Protocol):
+    """What a training tells."""
+
+    def advance(self, step: Step) -> None:
+        """A batch has been learnt."""
+        ...
+
+
+@contextmanager
+def training(*, quiet: bool) -> Iterator[TrainingBar]:
+    """As `images`, for a training: the images of all epochs, the loss, and the time left."""
+    if quiet:
+        yield _QuietTraining()
+    elif sys.stderr.isatty():
+        with _progress("learning", "{task.fields[state]}") as shown:
+            yield _TrainingTerminal(shown)
+    else:
+        yield _TrainingLines()
+
+
+def _progress(doing: str = "predicting", more: str = "") -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True))
+    columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeRemainingColumn())
+    return Progress(*columns, *([TextColumn(more)] if more else []), console=Console(stderr=True))
 
 
 class _Quiet:
@@ -86,3 +108,50 @@ class _Lines:
         rate = self._done / max(now - self._started, 1e-9)
         left = (self._total - self._done) / rate if rate else 0.0
         print(f"{self._done:,} of {self._total:,} images · {rate:,.0f} images/s · {left:,.0f} s left", file=sys.stderr)  # noqa: T201
+
+
+class _QuietTraining:
+    def advance(self, step: Step) -> None:
+        """Nothing to show."""
+
+
+class _TrainingTerminal:
+    def __init__(self, shown: Progress) -> None:
+        self._shown = shown
+        self._task: TaskID | None = None
+
+    def advance(self, step: Step) -> None:
+        done, total = _all_epochs(step)
+        if self._task is None:  # What an earlier process did is no part of the rate.
+            self._task = self._shown.add_task("learning", total=total, completed=done - step.images, state="")
+        state = f"epoch {step.epoch} of {step.epochs} · loss {step.loss:.4f}"
+        self._shown.update(self._task, completed=done, state=state)
+
+
+class _TrainingLines:
+    def __init__(self) -> None:
+        self._started = self._told = time.monotonic()
+        self._first: int | None = None
+
+    def advance(self, step: Step) -> None:
+        done, total = _all_epochs(step)
+        now = time.monotonic()
+        if self._first is None:  # The rate is known from the second batch on.
+            self._first, self._started = done, now
+            return
+        is_first = self._told < self._started
+        if not is_first and now - self._told < LINE_SECONDS and done < total:
+            return
+        self._told = now
+        rate = (done - self._first) / max(now - self._started, 1e-9)
+        left = (total - done) / rate if rate else 0.0
+        print(  # noqa: T201
+            f"epoch {step.epoch} of {step.epochs} · {step.images:,} of {step.of:,} images · {rate:,.1f} images/s · "
+            f"loss {step.loss:.4f} · {left:,.0f} s left",
+            file=sys.stderr,
+        )
+
+
+def _all_epochs(step: Step) -> tuple[int, int]:
+    """Images that were learnt, and those of all epochs."""
+    return (step.epoch - 1) * step.of + step.images, step.epochs * step.of

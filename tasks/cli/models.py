@@ -7,6 +7,7 @@ import typer
 from tasks.cli.model_adding import add
 from tasks.cli.model_keeping import list_models, remove, show, verify
 from tasks.cli.model_optimising import bench, optimise
+from tasks.cli.model_pruning import prune
 
 models = typer.Typer(
     help="Add, check, shrink and compare models.",
@@ -14,5 +15,5 @@ models = typer.Typer(
     pretty_exceptions_enable=False,
 )
 models.command("list")(list_models)
-for command in (add, show, verify, remove, optimise, bench):
+for command in (add, show, verify, remove, optimise, prune, bench):
     models.command()(command)

@@ -1,9 +1,8 @@
 """Fewer channels: a network whose layers are narrower, and faster without any help of the runtime's.
 
 Torch-Pruning finds which dimensions of which layers belong together (DepGraph, arXiv:2301.12900); what is removed, and
-how much, is decided here. Channels are ranked by group magnitude: the squares of all weights that a channel has in the
-layers that make it and in those that take it. The network's inputs and outputs stay, and so do channels that reach a
-layer which a bundle cannot load narrower (tasks/models/shapes.py).
+how much, is decided here. The channels that are worth least go (importance.py). The network's inputs and outputs stay, and
+so do channels that reach a layer which a bundle cannot load narrower (tasks/models/shapes.py).
 
 Every network is checked on the spot: pruned, it must answer what the original answers whose removed channels are muted.
 """
@@ -13,7 +12,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from tasks.errors import ModelError
 from tasks.extras import require
 from tasks.models.shapes import SHRINKABLE
+from tasks.optimisation.importance import Moments, is_depthwise, scores_of
 
 Ranking = Literal["layer", "global"]
 
@@ -40,12 +40,22 @@ TOLERANCE = 1e-3
 class Pruning:
     """`channels` is the share of channels to remove, above 0 and below 1.
 
-    With the ranking "layer" it is the share of each layer; with "global" that of all layers together, ranked by their
-    magnitude in proportion to the layer's mean. Either way a layer's number is rounded (see `kept`).
+    With the ranking "layer" it is the share of each layer; with "global" that of all layers together, where a channel is
+    ranked by its worth in proportion to the layer's mean. Either way a layer's number is rounded (see `kept`).
     """
 
     channels: float
-    ranking: Ranking = "layer"
+    ranking: Ranking = "global"
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A narrower network, and which channels of the original it kept, in order, by the names of the layers: of their outputs
+    and of their inputs. A layer without an entry kept all."""
+
+    network: nn.Module
+    outputs: Mapping[str, list[int]]
+    inputs: Mapping[str, list[int]]
 
 
 @dataclass(frozen=True)
@@ -67,15 +77,17 @@ class _Cut:
 def kept(channels: int, removed: float, multiple: int = MULTIPLE) -> int:
     """How many of a layer's channels stay: the multiple next to what is asked for, and at least one multiple.
 
-    Layers of fewer than two multiples keep all their channels.
+    Layers of fewer than three multiples keep all their channels: half of them would be too many to lose.
     """
-    if channels < 2 * multiple:
+    if channels < 3 * multiple:
         return channels
     return min(channels, max(multiple, multiple * round(channels * (1.0 - removed) / multiple)))
 
 
-def prune(network: nn.Module, pruning: Pruning, crop: int) -> nn.Module:
+def prune(network: nn.Module, pruning: Pruning, crop: int, moments: Moments | None = None) -> Pruned:
     """A narrower copy of a network that takes float [n, 3, crop, crop] and gives logits [n, classes].
+
+    `moments` say what arrives at its layers; without them the weights alone rank the channels.
 
     Raises ModelError where the network cannot be pruned, ConfigurationError where Torch-Pruning is not installed.
     """
@@ -86,17 +98,32 @@ def prune(network: nn.Module, pruning: Pruning, crop: int) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it tells of dimensions that are left alone
         graph = _graph(tools, narrow, images)
-        chosen = _choose(tools, graph, pruning)
+        chosen = _choose(_cuts(tools, graph, narrow, moments), pruning)
         if not chosen:
             raise ModelError(
-                f"Nothing can be pruned: no layer of this network has {2 * MULTIPLE} channels or more that may go, or a share "
+                f"Nothing can be pruned: no layer of this network has {3 * MULTIPLE} channels or more that may go, or a share "
                 f"of {pruning.channels:g} is rounded to none. Ask for more channels, or keep the network as it is."
             )
-        muted = _mute(graph, network, narrow, chosen)
+        removed = list(_removed(graph, narrow, chosen))
         for layer, handler, indices in chosen:
             graph.get_pruning_group(layer, handler, indices).prune()
-    _check(narrow, muted, images)
-    return narrow
+    _check(narrow, _mute(network, removed), images)
+    layers = dict(network.named_modules())
+    outputs = {name: _without(layers[name].weight.shape[0], gone) for name, is_input, gone in removed if not is_input}
+    inputs: dict[str, list[int]] = {}
+    for name, is_input, gone in removed:
+        if is_input:  # more than once for a layer that takes what others have put side by side
+            inputs[name] = [each for each in inputs.get(name, range(_inputs(layers[name]))) if each not in set(gone)]
+    return Pruned(narrow, outputs, inputs)
+
+
+def _without(count: int, gone: Sequence[int]) -> list[int]:
+    left = set(range(count)) - set(gone)
+    return sorted(left)
+
+
+def _inputs(layer: Any) -> int:
+    return int(layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels)
 
 
 def _refuse_attention(network: nn.Module) -> None:
@@ -119,9 +146,9 @@ def _graph(tools: Any, network: nn.Module, images: Tensor) -> Any:
         ) from None
 
 
-def _choose(tools: Any, graph: Any, pruning: Pruning) -> list[tuple[nn.Module, Any, list[int]]]:
+def _choose(found: Iterator[_Cut], pruning: Pruning) -> list[tuple[nn.Module, Any, list[int]]]:
     """What goes: (layer, how, channels)."""
-    cuts = list(_cuts(tools, graph))
+    cuts = list(found)
     shares = _shares([cut.scores for cut in cuts], pruning)
     chosen = []
     for cut, share in zip(cuts, shares, strict=True):
@@ -140,14 +167,14 @@ def _shares(scores: Sequence[Tensor], pruning: Pruning) -> list[float]:
     return [min(MOST, (each < bar).double().mean().item()) for each in scores]
 
 
-def _cuts(tools: Any, graph: Any) -> Iterator[_Cut]:
+def _cuts(tools: Any, graph: Any, network: nn.Module, moments: Moments | None) -> Iterator[_Cut]:
     """Every set of dimensions that can go together, with a score for each channel; in the network's order."""
-    importance = tools.importance.GroupMagnitudeImportance(p=2)
+    names = {module: name for name, module in network.named_modules()}
     for group in graph.get_all_groups(root_module_types=[nn.Conv2d, nn.Linear]):
         targets = [dependency.target for dependency, _ in group]
         if all(_may_go(tools, target) for target in targets):
             groups = max(_groups(target.module) for target in targets)
-            scores = importance(group).view(groups, -1).mean(0)
+            scores = scores_of(tools, graph, group, names, moments).view(groups, -1).mean(0)
             root = group[0].dep
             yield _Cut(root.target.module, root.handler, scores, groups)
 
@@ -166,20 +193,31 @@ def _groups(module: nn.Module) -> int:
     return module.groups if is_grouped else 1  # type: ignore[return-value]
 
 
-def _mute(
-    graph: Any, network: nn.Module, narrow: nn.Module, chosen: Sequence[tuple[nn.Module, Any, list[int]]]
-) -> nn.Module:
-    """The original with weights of 0 wherever a layer takes a channel that goes."""
-    muted = copy.deepcopy(network).eval()
-    layers, names = dict(muted.named_modules()), {module: name for name, module in narrow.named_modules()}
+Removed = tuple[str, bool, list[int]]
+"""A layer's name, whether it is inputs (or outputs) that go, and which; numbered as in the original."""
+
+
+def _removed(graph: Any, narrow: nn.Module, chosen: Sequence[tuple[nn.Module, Any, list[int]]]) -> Iterator[Removed]:
+    """What goes of convolutions and linear layers. A depthwise convolution loses outputs only: the inputs go with them."""
+    names = {module: name for name, module in narrow.named_modules()}
     for layer, handler, indices in chosen:
         for dependency, channels in graph.get_pruning_group(layer, handler, indices):
             module = dependency.target.module
-            takes = graph.is_in_channel_pruning_fn(dependency.handler)
-            if takes and isinstance(module, nn.Linear):
-                layers[names[module]].weight.data[:, channels] = 0.0
-            elif takes and isinstance(module, nn.Conv2d) and (module.groups == 1 or _groups(module) > 1):
-                _mute_inputs(layers[names[module]], channels)
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                is_input = not is_depthwise(module) and graph.is_in_channel_pruning_fn(dependency.handler)
+                yield names[module], is_input, channels
+
+
+def _mute(network: nn.Module, removed: Sequence[Removed]) -> nn.Module:
+    """The original with weights of 0 wherever a layer takes a channel that goes."""
+    muted = copy.deepcopy(network).eval()
+    layers = dict(muted.named_modules())
+    for name, is_input, channels in removed:
+        layer: Any = layers[name]
+        if is_input and isinstance(layer, nn.Linear):
+            layer.weight.data[:, channels] = 0.0
+        elif is_input:
+            _mute_inputs(layer, channels)
     return muted
 
 
