@@ -29,7 +29,12 @@ def write_pictures(folder: Path, count: int, start: int = 0) -> list[str]:
 
 
 def write_small_bundle(
-    folder: Path, seed: int = 0, crop: int = 16, labels: tuple[str, ...] = LABELS, pinned: bool = False
+    folder: Path,
+    seed: int = 0,
+    crop: int = 16,
+    labels: tuple[str, ...] = LABELS,
+    pinned: bool = False,
+    name: str = "small",
 ) -> Path:
     """A bundle with an untrained small_cnn: its predictions mean nothing, and are the same every time."""
     import torch
@@ -40,7 +45,7 @@ def write_small_bundle(
 
     torch.manual_seed(seed)
     spec = ModelSpec(
-        name="small",
+        name=name,
         architecture="small_cnn",
         options={"width": 4},
         top_k=2,

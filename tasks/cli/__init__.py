@@ -24,9 +24,16 @@ from tasks.cache.migrating import migrate as migrate_cache
 from tasks.cache.runs import RunKey
 from tasks.cli.models import models
 from tasks.errors import AfterimageError, Interrupted, TooManyFailures
-from tasks.location import parse_location
 from tasks.plan import RunRequest
-from tasks.settings import Pipeline, Settings, absolute_model, absolute_uri, find_pipeline, load_settings
+from tasks.settings import (
+    Pipeline,
+    Settings,
+    absolute_models,
+    absolute_uri,
+    find_pipeline,
+    load_settings,
+    make_pipeline,
+)
 from tasks.window import resolve
 
 SOME_FAILED, COULD_NOT_RUN = 1, 2
@@ -64,7 +71,13 @@ def _stop(error: object) -> None:
 def predict(
     name: Annotated[str | None, typer.Argument(metavar="PIPELINE", help="A table of pipelines.toml.")] = None,
     images: Annotated[str | None, typer.Option(help="s3://BUCKET/PREFIX or a folder, instead of a pipeline.")] = None,
-    model: Annotated[str | None, typer.Option(help="A model URI; with a pipeline, instead of its model.")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="A model URI; with a pipeline, instead of its model. Repeated: a cascade.")
+    ] = None,
+    margin: Annotated[
+        list[float] | None,
+        typer.Option(help="In a cascade: below it an image goes on. Once, or for each model but the last."),
+    ] = None,
     database: Database = None,
     since: Annotated[str | None, typer.Option(help="Only images modified at this moment or later.")] = None,
     until: Annotated[str | None, typer.Option(help="Only images modified before this moment.")] = None,
@@ -80,9 +93,9 @@ def predict(
     request = RunRequest(
         key=RunKey("cli", str(uuid.uuid4())),
         run_type="cli",
-        pipeline=_pipeline(settings, name, images, model),
+        pipeline=_pipeline(settings, name, images, model or [], margin or []),
         # With another model this is no run of the pipeline, whose current model must not change for it.
-        name=name if model is None else None,
+        name=None if model or margin else name,
         window=resolve(run_type="cli", window_start=since, window_end=until),
         force=force,
         limit=limit,
@@ -185,16 +198,22 @@ def _cache(database: str | None) -> Any:
     return road.open_cache(_settings(database))
 
 
-def _pipeline(settings: Settings, name: str | None, images: str | None, model: str | None) -> Pipeline:
+def _pipeline(
+    settings: Settings, name: str | None, images: str | None, model: list[str], margin: list[float]
+) -> Pipeline:
     if (name is None) == (images is None):
         raise typer.BadParameter("give the name of a pipeline, or --images with --model")
-    if images is not None and model is None:
+    if images is not None and not model:
         raise typer.BadParameter("--images needs --model, such as torchvision:mobilenet_v3_small or a bundle folder")
-    here = Path.cwd()
-    changed = {} if images is None else {"images": absolute_uri(images, here)}
-    if model is not None:
-        changed["model"] = absolute_model(model, here)
+    here, changed = Path.cwd(), dict[str, Any]()
+    if model:
+        changed["model"] = absolute_models(model[0] if len(model) == 1 else tuple(model), here)
+        changed["cascade_margin"] = None
+    if margin:
+        changed["cascade_margin"] = margin[0] if len(margin) == 1 else margin
     if name is not None:
-        return find_pipeline(settings.pipelines, name).model_copy(update=changed)
-    parse_location(changed["images"])
-    return Pipeline(name="cli", **changed)
+        table = find_pipeline(settings.pipelines, name)
+        return make_pipeline({**table.model_dump(), **changed}, f"{name} with these options") if changed else table
+    assert images is not None
+    pipeline = make_pipeline({"name": "cli", "images": images, **changed}, "The command line")
+    return pipeline.model_copy(update={"images": absolute_uri(images, here)})

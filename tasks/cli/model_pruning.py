@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 import typer
 
 from tasks import progress, tables
-from tasks.cli.model_optimising import GATE_MISSED, AsJson, JudgeImages, Labels
-from tasks.settings import absolute_uri, load_settings
+from tasks.cli.model_keeping import AsJson
+from tasks.cli.model_optimising import GATE_MISSED, JudgeImages, Labels
+from tasks.settings import absolute_model, absolute_uri, load_settings
 
 
 def prune(
@@ -48,7 +49,7 @@ def prune(
 
     here = Path.cwd()
     request = recovering.Request(
-        model=absolute_uri(bundle, here),
+        model=absolute_model(bundle, here),
         pruning=Pruning(channels, ranking),
         judge=absolute_uri(judge, here),
         distil=None if distil is None else absolute_uri(distil, here),

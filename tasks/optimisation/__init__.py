@@ -9,4 +9,5 @@ rounds.py       the process that runs one model's forward pass, and measuring.py
 producing.py    make, compare, keep or remove; report.py and charts.py tell of it
 making.py       the table of makers: quantising.py (int8), halving.py (bf16, fp16)
 optimising.py   `./afterimage models optimise`
+tuning.py       two models -> the margin of their cascade
 """

@@ -39,6 +39,20 @@ def test_a_wrong_table_is_an_import_error_and_stops_no_other_pipeline(
     assert "[worse] lacks the key 'model'" in message
 
 
+def test_a_cascade_has_a_dag_and_one_without_a_margin_is_an_import_error(
+    airflow: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "pipelines.toml"
+    table = 'images = "in"\nmodel = ["small", "large"]\n'
+    file.write_text(f"[cascade]\n{table}cascade_margin = 0.4\n[wrong]\n{table}")
+    monkeypatch.setenv("AFTERIMAGE_PIPELINES", str(file))
+    bag = load_dags()
+    assert sorted(bag.dags) == ["predict_cascade"]
+    assert sorted(bag.dags["predict_cascade"].params) == ["dry_run", "force", "limit", "window_end", "window_start"]
+    (message,) = bag.import_errors.values()
+    assert "[wrong] lacks the key 'cascade_margin'" in message
+
+
 def test_the_steps_stand_in_their_order(bag: Any) -> None:
     dag = bag.dags["predict_plain"]
     edges = {name: sorted(task.downstream_task_ids) for name, task in dag.task_dict.items()}

@@ -76,3 +76,14 @@ def test_a_run_tells_statsd_of_images_stages_queues_and_use(dags: dict[str, Any]
         assert all(0 <= value <= 1 and kind == "g" for value, kind in heard[f"afterimage.use.{stage}"])
         assert all(0 <= value <= 1 for value, _ in heard[f"afterimage.queue_fill.{stage}"])
     assert heard["afterimage.use.processor"][0][0] > 0
+
+
+def test_a_cascade_tells_of_each_of_its_forward_passes() -> None:
+    from afterimage_metrics import counters, gauges
+
+    from tasks.observation import Observation
+
+    seconds = {"forward": 1.5, "forward_2": 0.25}
+    observation = Observation("cpu", {"predicted": 9}, seconds, {"forward_2": 0.5}, {"forward_2": 1.0})
+    assert dict(counters(observation))["stage_milliseconds.forward_2"] == 250
+    assert {name for name, _ in gauges(observation)} == {"use.forward_2", "queue_fill.forward_2"}

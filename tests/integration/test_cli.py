@@ -73,6 +73,37 @@ def test_predict_without_a_pipeline(cli: Cli) -> None:
     assert "6 of 6 images" in done.stderr
 
 
+@pytest.fixture
+def both(folder: Path) -> tuple[str, ...]:
+    """The options of a cascade of two models."""
+    write_small_bundle(folder / "large", seed=1, name="large")
+    return ("--model", "model", "--model", "large", "--margin", "0.02")
+
+
+def test_a_cascade_by_options_and_who_answered(cli: Cli, both: tuple[str, ...]) -> None:
+    counts = cli.json("predict", "--images", "images", *both)
+    assert counts["predicted"] == 6
+    assert counts["forward_passes"] == 6 + counts["stages"]["forward_2"]["items"]
+    (found,) = cli.json("show", "00003.png")["predictions"]
+    assert found["answered_by"] == ("small", "large")[found["cascade_stage"] - 1]
+    assert f"small+large 1+1 {found['answered_by']}" in " ".join(cli.run("show", "00003.png").stdout.split())
+    assert cli.json("predict", "photos", *both)["cached"] == 6
+    assert cli.json("status")[0]["pipeline"] is None, "no run of the pipeline, whose model is another"
+
+
+def test_a_cascade_by_its_table_and_another_margin_for_once(cli: Cli, both: tuple[str, ...]) -> None:
+    file = cli.folder / "pipelines.toml"
+    file.write_text('[photos]\nimages = "images"\nmodel = ["model", "large"]\ncascade_margin = 0.02\n')
+    by_table = cli.json("predict", "photos")
+    assert (by_table["pipeline"], by_table["predicted"]) == ("photos", 6)
+    once = cli.json("predict", "photos", "--margin", "1.0")
+    assert (once["pipeline"], once["predicted"], once["forward_passes"]) == (None, 6, 12)
+    alone = cli.json("predict", "photos", "--model", "model")
+    assert (alone["predicted"], alone["forward_passes"]) == (6, 6)
+    findings = {finding["check"]: finding["finding"] for finding in cli.json("doctor")}
+    assert "small 1, below a margin of 0.02, then large 1, 4 labels" in findings["photos: model"]
+
+
 def test_a_terminal_gets_a_bar_in_images_with_the_time_left(cli: Cli) -> None:
     import pty
 
@@ -147,6 +178,9 @@ def test_status_lists_the_newest_run_first(cli: Cli) -> None:
         (("predict", "--images", "images", "--model", "nowhere"), "There is no model 'nowhere'"),
         (("predict", "--images", "images"), "--images needs --model"),
         (("predict",), "give the name of a pipeline"),
+        (("predict", "photos", "--margin", "0.4"), "photos with these options cascade_margin = 0.4: it belongs to"),
+        (("predict", "--images", "images", "--model", "a", "--model", "b"), "lacks the key 'cascade_margin'"),
+        (("predict", "--images", "images", "--model", "gs://b"), "gs: is no scheme of a model"),
         (("predict", "photos", "--since", "yesterday"), "'yesterday', which is not a date"),
         (("predict", "photos", "--database", "mysql://x/y"), "names 'mysql'"),
         (("predict", "photos", "--database", "nonsense"), "not a database URL"),
