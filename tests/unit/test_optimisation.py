@@ -232,6 +232,11 @@ def test_names_and_makers_that_there_are_not() -> None:
     assert "Nothing here makes bf16 for openvino" in refusal(choose_maker, "bf16", "openvino")
 
 
+def test_what_was_tried_is_not_advised_again() -> None:
+    assert "--accuracy-aware, or a looser gate" in choose_maker("int8").advises(False)
+    assert choose_maker("int8").advises(True) == "more calibration images (--calibrate-images), or a looser gate"
+
+
 # Speed, price and pictures
 
 
