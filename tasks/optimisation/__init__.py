@@ -9,4 +9,8 @@ rounds.py       the process that runs one model's forward pass, and measuring.py
 producing.py    make, compare, keep or remove; report.py and charts.py tell of it
 making.py       the table of makers: quantising.py (int8), halving.py (bf16, fp16)
 optimising.py   `./afterimage models optimise`
+pruning.py      fewer channels; importance.py, what they are worth; costs.py, what a network costs
+reconstructing.py  the weights that are left, fitted by least squares
+distilling.py   a student learns its teacher's answers; checkpoints.py, which a kill does not undo
+recovering.py   `./afterimage models prune`
 """

@@ -123,7 +123,7 @@ def augment(pixels: Pixels, crop: int, random: np.random.Generator) -> Pixels:
 
     Mirrored digits and letters do no harm: the teacher says what it sees in them.
     """
-    count, size = pixels.shape[:2]
+    count, size = len(pixels), int(pixels.shape[1])
     corners = random.integers(0, size - crop + 1, (count, 2)).tolist()
     mirrored = random.integers(0, 2, count).tolist()
     cropped = np.empty((count, crop, crop, 3), np.uint8)
