@@ -15,6 +15,7 @@ GATE_MISSED = 1
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else.")]
 Labels = Annotated[Path | None, typer.Option(help="A CSV with the columns key and label (name or index).")]
+Rounds = Annotated[int, typer.Option(min=1, help="Measure each model's speed so often, in turn.")]
 JudgeImages = Annotated[int | None, typer.Option(min=1, help="Judge by at most so many images.")]
 
 
@@ -40,6 +41,7 @@ def optimise(
     accuracy_aware: Annotated[
         bool, typer.Option("--accuracy-aware", help="Leave layers in fp32 that lose too much; takes much longer.")
     ] = False,
+    rounds: Rounds = 7,
     runtime: Annotated[str | None, typer.Option("--for", help="The runtime that it is for, such as openvino.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the new bundle; default: OLD-PRECISION.")] = None,
     to: Annotated[Path | None, typer.Option(help="The new bundle's folder; default: models/NAME in the home.")] = None,
@@ -60,9 +62,10 @@ def optimise(
         calibrate_images=calibrate_images,
         judge_images=judge_images,
         is_accuracy_aware=accuracy_aware,
+        rounds=rounds,
         runtime=runtime,
         name=name,
-        to=to,
+        to=None if to is None else to.absolute(),
     )
     produced = optimising.optimise(request, load_settings())
     if as_json:
@@ -103,7 +106,7 @@ def bench(
         float | None,
         typer.Option(min=0, help="Dollars for an hour of this machine; default: AFTERIMAGE_COST_PER_HOUR."),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Measure each model's speed so often.")] = 7,
+    rounds: Rounds = 7,
     plot: Annotated[Path | None, typer.Option(help="Draw speed against accuracy into this .png file.")] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -58,7 +58,7 @@ def draw_frontier(rows: Sequence[Mapping[str, Any]], measure: str, path: Path) -
             facecolors=colour if row["on_frontier"] else "white",
             linewidths=1.8,
             zorder=2,
-            label=row["name"],
+            label=f" {row['name']}".replace("$", r"\$"),  # `$` begins a formula, a first `_` hides the line
         )
     axes.set_xlim(left=0)
     axes.margins(x=0.1, y=0.15)
@@ -67,4 +67,4 @@ def draw_frontier(rows: Sequence[Mapping[str, Any]], measure: str, path: Path) -
     axes.set_title("full points: no other is both faster and more often right", fontsize=10)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower left", fontsize=9, frameon=False)
-    figure.savefig(path, format="png")
+    figure.savefig(path, format="png", bbox_inches="tight")  # wider, where a name needs it

@@ -21,6 +21,8 @@ from tasks.optimisation.figures import Gate
 from tasks.optimisation.truth import Truth
 from tasks.settings import Settings
 
+ACCURACY_AWARE = "--accuracy-aware"
+
 
 @dataclass(frozen=True)
 class Task:
@@ -47,7 +49,13 @@ class Maker:
     can_be_accuracy_aware: bool = False
     device: str | None = None
     """Where its bundles run, and so where they are judged; what the settings say where it is None."""
-    advice: str = "a looser gate"
+    advice: tuple[str, ...] = ()
+    """What to try where its bundle misses the gate, besides a looser one."""
+
+    def advises(self, is_accuracy_aware: bool) -> str:
+        """What to try, in words, without what was tried."""
+        untried = [advice for advice in self.advice if not (is_accuracy_aware and advice == ACCURACY_AWARE)]
+        return ", or ".join((*untried, "a looser gate"))
 
     def make(self, task: Task, folder: Path) -> Mapping[str, Option]:
         """Fill the folder with a bundle. Raises ModelError or ConfigurationError where this bundle cannot be made."""
@@ -64,10 +72,10 @@ MAKERS = (
         needs_images=True,
         can_be_accuracy_aware=True,
         device="cpu",
-        advice="more calibration images (--calibrate-images), --accuracy-aware, or a looser gate",
+        advice=("more calibration images (--calibrate-images)", ACCURACY_AWARE),
     ),
-    Maker("bf16", "torch", "halving", advice="--precision fp16, or a looser gate"),
-    Maker("fp16", "torch", "halving", advice="--precision bf16, or a looser gate"),
+    Maker("bf16", "torch", "halving", advice=("--precision fp16",)),
+    Maker("fp16", "torch", "halving", advice=("--precision bf16",)),
 )
 
 

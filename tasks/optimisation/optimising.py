@@ -65,7 +65,15 @@ def optimise(request: Request, settings: Settings) -> Produced:
         truth=truth,
         is_accuracy_aware=request.is_accuracy_aware,
     )
-    order = Order(folder, settings.home / "reports" / name, judged, gate, truth, maker.advice, request.rounds)
+    order = Order(
+        folder=folder,
+        report=settings.home / "reports" / name,
+        judged=judged,
+        gate=gate,
+        truth=truth,
+        advice=maker.advises(request.is_accuracy_aware),
+        rounds=request.rounds,
+    )
     return produce(original, lambda scratch: maker.make(task, scratch), order, settings)
 
 

@@ -81,10 +81,10 @@ def produce(original: Bundle, make: Make, order: Order, settings: Settings) -> P
         facts = make(scratch)
         content = _judge(original, read_bundle(scratch), facts, order, settings)
         misses = tuple(content["gate"]["misses"])
+        report.write(content, order.report)
         if not misses:
             scratch.chmod(0o755)  # mkdtemp gives it to this user alone; workers may run as others
             os.rename(scratch, order.folder)
-        report.write(content, order.report)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return Produced(None if misses else order.folder, misses, order.report, content)

@@ -41,6 +41,9 @@ def make(task: Task, folder: Path) -> Mapping[str, Option]:
         crops, keys = _calibration(task)
         method, facts = _quantise(nncf, task, crops, keys, folder / "network.xml")
     assert task.taught is not None
+    unread = len(task.taught.images) - len(crops)
+    if unread:
+        facts["calibration images left out"] = unread
     made = ModelSpec(
         name=task.name,
         version=spec.version,

@@ -139,7 +139,7 @@ def _speed(model: Mapping[str, Any]) -> str:
 
 def _lines(content: Mapping[str, Any]) -> Iterator[str]:
     yield f"# {_cell(content['original']['name'])} -> {_cell(content['new']['name'])}"
-    yield from ("", verdict(content), "", "![size, speed and agreement](report.png)", "")
+    yield from ("", _cell(verdict(content)), "", "![size, speed and agreement](report.png)", "")
     yield from (f"- {_cell(line)}" for line in summary(content))
     yield from _classes(content)
     yield from _disagreements(content["disagreements"], content["agreement"]["images"])
