@@ -10,4 +10,8 @@ producing.py    make, compare, keep or remove; report.py and charts.py tell of i
 making.py       the table of makers: quantising.py (int8), halving.py (bf16, fp16)
 optimising.py   `./afterimage models optimise`
 tuning.py       two models -> the margin of their cascade
+pruning.py      fewer channels; importance.py, what they are worth; costs.py, what a network costs
+reconstructing.py  the weights that are left, fitted by least squares
+distilling.py   a student learns its teacher's answers; checkpoints.py, which a kill does not undo
+recovering.py   `./afterimage models prune`
 """

@@ -51,15 +51,21 @@ def scores_of(tools: Any, graph: Any, group: Any, names: Mapping[nn.Module, str]
     for item in group:
         module = item.dep.target.module
         name = names.get(module, "")
-        if name in moments and graph.is_in_channel_pruning_fn(item.dep.handler) and not is_depthwise(module):
+        if name in moments and takes(graph, item.dep):
             taken = (_weights(module) * moments[name])[item.idxs]
             energy.scatter_add_(0, torch.tensor(item.root_idxs), taken)
     return energy / energy.mean().clamp_min(torch.finfo(energy.dtype).tiny)
 
 
-def is_depthwise(module: nn.Module) -> bool:
-    """Whether a convolution has a filter for each channel: it passes channels on, and takes none itself."""
-    return isinstance(module, nn.Conv2d) and module.groups == module.out_channels > 1
+def takes(graph: Any, dependency: Any) -> bool:
+    """Whether these channels of a group are inputs of a convolution or a linear layer.
+
+    A depthwise convolution, which has a filter for each channel, passes channels on and takes none itself.
+    """
+    module = dependency.target.module
+    if isinstance(module, nn.Conv2d) and module.groups == module.out_channels > 1:
+        return False
+    return isinstance(module, nn.Conv2d | nn.Linear) and bool(graph.is_in_channel_pruning_fn(dependency.handler))
 
 
 def _weights(module: nn.Conv2d | nn.Linear) -> Tensor:

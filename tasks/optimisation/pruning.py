@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tasks.errors import ModelError
 from tasks.extras import require
 from tasks.models.shapes import SHRINKABLE
-from tasks.optimisation.importance import Moments, is_depthwise, scores_of
+from tasks.optimisation.importance import Moments, scores_of, takes
 
 Ranking = Literal["layer", "global"]
 
@@ -172,7 +172,9 @@ def _cuts(tools: Any, graph: Any, network: nn.Module, moments: Moments | None) -
     names = {module: name for name, module in network.named_modules()}
     for group in graph.get_all_groups(root_module_types=[nn.Conv2d, nn.Linear]):
         targets = [dependency.target for dependency, _ in group]
-        if all(_may_go(tools, target) for target in targets):
+        # Channels that no layer takes are the network's outputs.
+        is_taken = any(takes(graph, dependency) for dependency, _ in group)
+        if is_taken and all(_may_go(tools, target) for target in targets):
             groups = max(_groups(target.module) for target in targets)
             scores = scores_of(tools, graph, group, names, moments).view(groups, -1).mean(0)
             root = group[0].dep
@@ -204,8 +206,7 @@ def _removed(graph: Any, narrow: nn.Module, chosen: Sequence[tuple[nn.Module, An
         for dependency, channels in graph.get_pruning_group(layer, handler, indices):
             module = dependency.target.module
             if isinstance(module, nn.Conv2d | nn.Linear):
-                is_input = not is_depthwise(module) and graph.is_in_channel_pruning_fn(dependency.handler)
-                yield names[module], is_input, channels
+                yield names[module], takes(graph, dependency), channels
 
 
 def _mute(network: nn.Module, removed: Sequence[Removed]) -> nn.Module:
@@ -240,7 +241,7 @@ def _check(narrow: nn.Module, muted: nn.Module, images: Tensor) -> None:
             is_same = False
         if is_same:
             difference = (found - expected).abs().max().item()
-            is_same = difference <= TOLERANCE * max(expected.abs().max().item(), 1e-6)
+            is_same = difference <= TOLERANCE * expected.abs().max().item()
     if not is_same:
         raise ModelError(
             "This network cannot be pruned: without the channels it does not compute what the original computes without them, "
