@@ -70,7 +70,10 @@ def load_classifier(bundle: Bundle) -> Classifier:
             f"{bundle.weights} does not fit {bundle.spec.architecture} with {len(bundle.labels)} labels: {problems}. "
             "Check architecture, labels and weights of this bundle against each other."
         )
-    network.load_state_dict(state, strict=True)
+    # Into its own, because that knows the version of each module: MNASNet refuses weights without one.
+    own = network.state_dict()
+    own.update(state)
+    network.load_state_dict(own, strict=True)
     return wrap(network, bundle.spec)
 
 
