@@ -196,6 +196,12 @@ def _graphs(attribute: AttributeProto) -> list[GraphProto]:
 
 
 def to_bytes(model: ModelProto) -> bytes:
-    """The file: the same for the same graph, so that equal networks are one model."""
+    """The file: the same for the same graph, so that equal networks are one model.
+
+    Exporters write into it where they ran, down to the lines of source; that is taken out.
+    """
+    for part in (model, model.graph, *nodes(model.graph), *model.graph.value_info, *model.graph.initializer):
+        del part.metadata_props[:]
+        part.doc_string = ""
     content: bytes = model.SerializeToString(deterministic=True)
     return content

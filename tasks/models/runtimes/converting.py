@@ -110,6 +110,7 @@ def _exported(classifier: Classifier, bundle: Bundle) -> ModelProto:
 def _round_to_bfloat16(model: ModelProto) -> None:
     """The exporter folds BatchNorm into the convolutions in float32 and leaves it so, beside bfloat16 activations."""
     onnx = require("onnx", onnx_form.WHAT_FOR)
+    del model.graph.value_info[:]  # it says float32 too
     for tensor in model.graph.initializer:
         if tensor.data_type == onnx.TensorProto.FLOAT:
             values = onnx.numpy_helper.to_array(tensor)
