@@ -3,6 +3,7 @@
 Its module has `make(task, folder)`, which fills the folder with a whole bundle and gives the facts for the report.
 
 quantising.py   int8 for OpenVINO on a CPU, through NNCF
+qdq.py          int8 for TensorRT on a GPU, through NNCF, as a graph of ONNX
 halving.py      bf16 and fp16: the same network with weights of two bytes
 """
 
@@ -52,6 +53,12 @@ class Maker:
     advice: tuple[str, ...] = ()
     """What to try where its bundle misses the gate, besides a looser one."""
 
+    @property
+    def suffix(self) -> str:
+        """What the new bundle's name ends in, where none is given."""
+        is_first = next(maker for maker in MAKERS if maker.precision == self.precision) is self
+        return f"-{self.precision}" if is_first else f"-{self.precision}-{self.runtime}"
+
     def advises(self, is_accuracy_aware: bool) -> str:
         """What to try, in words, without what was tried."""
         untried = [advice for advice in self.advice if not (is_accuracy_aware and advice == ACCURACY_AWARE)]
@@ -74,6 +81,7 @@ MAKERS = (
         device="cpu",
         advice=("more calibration images (--calibrate-images)", ACCURACY_AWARE),
     ),
+    Maker("int8", "tensorrt", "qdq", needs_images=True, advice=("more calibration images (--calibrate-images)",)),
     Maker("bf16", "torch", "halving", advice=("--precision fp16",)),
     Maker("fp16", "torch", "halving", advice=("--precision bf16",)),
 )

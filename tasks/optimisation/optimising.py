@@ -50,7 +50,7 @@ def optimise(request: Request, settings: Settings) -> Produced:
     if maker.device is not None:
         settings = settings.model_copy(update={"device": maker.device})
     original = resolve_model(request.model, settings)
-    name = name_of(request.name, f"{original.spec.name}-{maker.precision}")
+    name = name_of(request.name, f"{original.spec.name}{maker.suffix}")
     folder = request.to or settings.models / name
     refuse_existing(folder)
     taught, judged = _samples(request, settings)

@@ -11,8 +11,9 @@ import contextlib
 import io
 import itertools
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,9 @@ from tasks.models import onnx_form
 from tasks.models.bundle import Bundle, write_bundle
 from tasks.models.runtimes.converting import export
 from tasks.models.runtimes.unreported import unreported
-from tasks.optimisation.sample import Crops
+from tasks.models.spec import Option
+from tasks.optimisation.making import Task
+from tasks.optimisation.sample import Crops, read_crops
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -34,10 +37,23 @@ NETWORK = "network.onnx"
 CALIBRATION = 300  # images: more of them change the ranges little
 
 
-def quantise_for_tensorrt(bundle: Bundle, sample: Iterable[Crops], folder: Path, images: int = CALIBRATION) -> None:
+def make(task: Task, folder: Path) -> Mapping[str, Option]:
+    """Quantise task.original into the folder; see making.py. Raises ConfigurationError where NNCF is not installed."""
+    assert task.taught is not None
+    preprocessing, sample = task.original.spec.preprocessing, task.taught
+    crops = read_crops(sample.uri, sample.images, preprocessing, task.settings)
+    named = replace(task.original, spec=replace(task.original.spec, name=task.name))
+    quantisers = quantise_for_tensorrt(named, crops, folder, len(sample.images), calibrated_on=sample.uri)
+    return {"quantisers": quantisers}
+
+
+def quantise_for_tensorrt(
+    bundle: Bundle, sample: Iterable[Crops], folder: Path, images: int = CALIBRATION, calibrated_on: str = ""
+) -> int:
     """Fill a folder that exists with an int8 bundle in ONNX of an fp32 bundle that is code, or in ONNX itself.
 
-    `sample` is what its crops are calibrated on; at most `images` of them are taken. Raises ModelError.
+    `sample` is what its crops are calibrated on; at most `images` of them are taken. The number of quantisers in the graph.
+    Raises ModelError.
     """
     spec = bundle.spec
     if spec.precision != "fp32" or spec.form not in ("torch", "onnx"):
@@ -47,9 +63,8 @@ def quantise_for_tensorrt(bundle: Bundle, sample: Iterable[Crops], folder: Path,
         )
     rows = list(itertools.islice(_rows(sample), images))
     model = _quantised(_graph(bundle), rows)
-    check_for_tensorrt(model)
+    quantisers = check_for_tensorrt(model)
     (folder / NETWORK).write_bytes(onnx_form.to_bytes(model))
-    provenance = {**spec.provenance, "made_from": bundle.model_id, "calibrated_on": len(rows)}
     made = replace(
         spec,
         architecture="onnx",
@@ -58,9 +73,16 @@ def quantise_for_tensorrt(bundle: Bundle, sample: Iterable[Crops], folder: Path,
         options={},
         pruned=False,
         files={},
-        provenance=provenance,
+        provenance={
+            "made_from": bundle.model_id,
+            "method": "nncf.quantize, symmetric int8 for TensorRT",
+            "calibrated_on": calibrated_on,
+            "calibration_images": len(rows),
+            "nncf": version("nncf"),
+        },
     )
     write_bundle(folder, made, bundle.labels)
+    return quantisers
 
 
 def _graph(bundle: Bundle) -> ModelProto:

@@ -97,6 +97,16 @@ def test_int8_is_a_bundle_like_any_other_with_a_report(bundle: Path, images: Pat
     assert [path.name for path in settings.models.iterdir()] == ["small-int8"], "no scratch folder is left"
 
 
+def test_int8_for_tensorrt_is_a_graph_of_onnx(bundle: Path, images: Path, settings: Settings) -> None:
+    produced = optimise(request(bundle, images, runtime="tensorrt"), settings)
+
+    assert produced.folder == settings.models / "small-int8-tensorrt"
+    made = read_bundle(produced.folder)
+    assert (made.spec.form, made.spec.precision, made.spec.name) == ("onnx", "int8", "small-int8-tensorrt")
+    assert made.spec.provenance["calibrated_on"] == str(images)
+    assert produced.content["making"]["quantisers"] > 0
+
+
 def test_an_edited_byte_in_the_network_is_refused(bundle: Path, images: Path, settings: Settings) -> None:
     made = optimise(request(bundle, images), settings).folder
     assert made is not None
@@ -237,7 +247,7 @@ def test_the_same_model_passes_every_gate(bundle: Path, images: Path, settings: 
         ({"name": "../elsewhere"}, "is no name for a bundle"),
         ({"calibrate_images": 24}, "none is left to judge"),
         ({"judge": "nowhere"}, "nowhere does not exist"),
-        ({"model": "nowhere"}, "nowhere/model.toml does not exist"),
+        ({"model": "nowhere"}, "There is no model 'nowhere'"),
     ],
 )
 def test_a_request_that_makes_no_sense_is_refused_before_anything_is_made(

@@ -58,7 +58,7 @@ def test_a_quantised_bundle_is_int8_around_zero_and_right_on_a_cpu(pair: tuple[B
 
     assert (made.spec.form, made.spec.precision, made.labels) == ("onnx", "int8", exact.labels)
     assert (made.spec.preprocessing, made.spec.top_k) == (exact.spec.preprocessing, exact.spec.top_k)
-    assert (made.spec.provenance["made_from"], made.spec.provenance["calibrated_on"]) == (exact.model_id, 24)
+    assert (made.spec.provenance["made_from"], made.spec.provenance["calibration_images"]) == (exact.model_id, 24)
     assert made.model_id != exact.model_id
     onnx.checker.check_model(model, full_check=True)
     tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
