@@ -7,8 +7,9 @@ from typing import Any
 from airflow.sdk import Connection, get_current_context
 from airflow.sdk.exceptions import AirflowException, AirflowRuntimeError
 
+from tasks.pipelines import Pipeline
 from tasks.plan import RunRequest
-from tasks.settings import Pipeline, Settings, load_settings
+from tasks.settings import Settings, load_settings
 
 
 def current_request(pipeline: Pipeline) -> RunRequest:

@@ -50,7 +50,8 @@ from airflow.sdk import (
 from airflow.sdk.exceptions import AirflowRescheduleException, AirflowSkipException
 
 from tasks.errors import ConfigurationError, InvariantViolation, ModelChanged, StagingLost, TooManyFailures
-from tasks.settings import Pipeline, load_settings, read_pipelines
+from tasks.pipelines import Pipeline, read_pipelines
+from tasks.settings import load_settings
 
 POOL = os.environ.get("AFTERIMAGE_POOL", "gpu")
 QUEUE = os.environ.get("AFTERIMAGE_QUEUE", "gpu")

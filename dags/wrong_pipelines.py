@@ -5,6 +5,7 @@ predict_images.py builds the DAGs of the tables that are right, so that one typi
 
 from __future__ import annotations
 
-from tasks.settings import load_pipelines, load_settings
+from tasks.pipelines import load_pipelines
+from tasks.settings import load_settings
 
 load_pipelines(load_settings().pipelines)

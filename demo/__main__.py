@@ -9,8 +9,9 @@ from typing import Any
 
 from demo.local_airflow import airflow, migrate_airflow
 from demo.report import accuracy, last_run, next_steps
+from tasks.pipelines import find_pipeline
 from tasks.reporting import format_summary
-from tasks.settings import PROJECT, find_pipeline, load_settings
+from tasks.settings import PROJECT, load_settings
 
 DAG_ID = "predict_digits"
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from botocore.exceptions import ClientError
 
 from tasks.location import Location, parse_location
-from tasks.settings import Settings, find_pipeline, load_settings
+from tasks.pipelines import find_pipeline
+from tasks.settings import Settings, load_settings
 from tasks.storage.s3 import S3Store, client
 
 if TYPE_CHECKING:

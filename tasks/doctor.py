@@ -14,7 +14,8 @@ from tasks.errors import AfterimageError, ConfigurationError
 from tasks.location import parse_location
 from tasks.models.cascade import resolve_models
 from tasks.models.runtimes import choose_device
-from tasks.settings import Pipeline, Settings, find_pipeline, load_pipelines
+from tasks.pipelines import Pipeline, find_pipeline, load_pipelines
+from tasks.settings import Settings
 from tasks.storage import open_store
 from tasks.storage.base import ImageObject
 

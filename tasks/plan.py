@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from tasks.cache.runs import RunKey, Staging
-from tasks.settings import Pipeline
+from tasks.pipelines import Pipeline
 from tasks.window import EVERYTHING, Window
 
 

@@ -11,8 +11,9 @@ from sqlalchemy import text
 from tasks import road
 from tasks.cache.database import connect, is_sqlite, reading
 from tasks.cache.runs import OUTCOMES, RunKey
+from tasks.pipelines import Pipeline
 from tasks.plan import RunRequest, ShardDescriptor
-from tasks.settings import Pipeline, Settings, load_settings
+from tasks.settings import Settings, load_settings
 from tasks.window import EVERYTHING, Window
 
 

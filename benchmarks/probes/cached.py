@@ -14,8 +14,9 @@ from typing import Any
 
 from tasks import road
 from tasks.cache.runs import RunKey
+from tasks.pipelines import Pipeline
 from tasks.plan import RunRequest
-from tasks.settings import Pipeline, Settings, load_settings
+from tasks.settings import Settings, load_settings
 
 
 def main(uri: str, folder: Path, database: Path) -> None:

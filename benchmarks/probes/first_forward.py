@@ -22,8 +22,9 @@ def stage(uri: str, folder: str, database: str) -> None:
     """The steps before the shard."""
     from tasks import road
     from tasks.cache.runs import RunKey
+    from tasks.pipelines import Pipeline
     from tasks.plan import RunRequest
-    from tasks.settings import Pipeline, load_settings
+    from tasks.settings import load_settings
 
     settings = load_settings(database=f"sqlite:///{database}")
     pipeline = Pipeline(name="start", images=folder, model=uri)

@@ -24,16 +24,10 @@ from tasks.cache.migrating import migrate as migrate_cache
 from tasks.cache.runs import RunKey
 from tasks.cli.models import models
 from tasks.errors import AfterimageError, Interrupted, TooManyFailures
+from tasks.pipelines import Pipeline, find_pipeline, make_pipeline
 from tasks.plan import RunRequest
-from tasks.settings import (
-    Pipeline,
-    Settings,
-    absolute_models,
-    absolute_uri,
-    find_pipeline,
-    load_settings,
-    make_pipeline,
-)
+from tasks.settings import Settings, load_settings
+from tasks.uris import absolute_models, absolute_uri
 from tasks.window import resolve
 
 SOME_FAILED, COULD_NOT_RUN = 1, 2

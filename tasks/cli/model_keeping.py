@@ -11,7 +11,9 @@ import typer
 from tasks import tables
 from tasks.errors import AfterimageError, ModelError
 from tasks.models.bundle import Bundle
-from tasks.settings import Settings, absolute_model, load_settings, read_pipelines
+from tasks.pipelines import read_pipelines
+from tasks.settings import Settings, load_settings
+from tasks.uris import absolute_model
 
 PROBLEMS = 1
 

@@ -10,7 +10,8 @@ import typer
 
 from tasks import tables
 from tasks.cli.model_keeping import AsJson
-from tasks.settings import absolute_model, absolute_uri, load_settings
+from tasks.settings import load_settings
+from tasks.uris import absolute_model, absolute_uri
 
 GATE_MISSED = 1
 

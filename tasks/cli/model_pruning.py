@@ -10,7 +10,8 @@ import typer
 from tasks import progress, tables
 from tasks.cli.model_keeping import AsJson
 from tasks.cli.model_optimising import GATE_MISSED, JudgeImages, Labels
-from tasks.settings import absolute_model, absolute_uri, load_settings
+from tasks.settings import load_settings
+from tasks.uris import absolute_model, absolute_uri
 
 
 def prune(

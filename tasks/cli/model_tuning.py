@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tasks import tables
-from tasks.settings import absolute_model, absolute_uri, load_settings
+from tasks.settings import load_settings
+from tasks.uris import absolute_model, absolute_uri
 
 if TYPE_CHECKING:
     from tasks.optimisation.tuning import Tuning

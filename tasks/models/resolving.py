@@ -19,6 +19,7 @@ from tasks.models.bundle import Bundle, read_bundle
 from tasks.models.shelf import find
 from tasks.models.sources.filling import fill_once
 from tasks.models.sources.named import LIBRARIES, resolve_named
+from tasks.uris import is_name
 
 if TYPE_CHECKING:
     from tasks.settings import Settings
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 def resolve_model(uri: str, settings: Settings) -> Bundle:
     """The bundle that a model URI names. Raises ModelError, which names the URI and what to do."""
-    from tasks.settings import is_name
-
     if uri.partition(":")[0] in LIBRARIES and ":" in uri:
         return resolve_named(uri, settings)
     if uri.startswith("s3://"):

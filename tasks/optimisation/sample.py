@@ -23,8 +23,9 @@ from tasks.listing import KeyFilter, list_pages
 from tasks.location import parse_location
 from tasks.models.runtimes import choose_device
 from tasks.models.spec import Preprocessing
+from tasks.pipelines import RASTER_SUFFIXES
 from tasks.processors import cores
-from tasks.settings import RASTER_SUFFIXES, Settings
+from tasks.settings import Settings
 from tasks.storage import open_store
 from tasks.storage.base import ImageObject, ObjectStore
 from tasks.window import EVERYTHING

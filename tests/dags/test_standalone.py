@@ -58,7 +58,7 @@ wanted = Path(os.environ["AFTERIMAGE_PIPELINES"])
 os.environ["AFTERIMAGE_PIPELINES"] = str(wanted.with_name("none.toml"))
 from airflow.sdk import Asset
 import predict_images
-from tasks.settings import find_pipeline
+from tasks.pipelines import find_pipeline
 os.environ["AFTERIMAGE_PIPELINES"] = str(wanted)
 
 after = find_pipeline(wanted, "daily").model_copy(update={"name": "after"})
@@ -76,7 +76,7 @@ wanted = Path(os.environ["AFTERIMAGE_PIPELINES"])
 os.environ["AFTERIMAGE_PIPELINES"] = str(wanted.with_name("none.toml"))
 import predict_images
 from tasks import road
-from tasks.settings import find_pipeline
+from tasks.pipelines import find_pipeline
 os.environ["AFTERIMAGE_PIPELINES"] = str(wanted)
 
 predict = road.predict_shard

@@ -21,8 +21,9 @@ from tasks.inference.reading import Work
 from tasks.inference.stages import Buffered, Room
 from tasks.models.bundle import Bundle, read_bundle
 from tasks.models.cascade import Model, pixels_key, resolve_models
+from tasks.pipelines import Pipeline, load_pipelines, make_pipeline
 from tasks.plan import ShardDescriptor
-from tasks.settings import Pipeline, load_pipelines, load_settings, make_pipeline
+from tasks.settings import load_settings
 from tasks.stage_times import PROCESSOR, StageTimes, held_back_by, ordered, summary
 from tasks.storage.base import ImageObject
 from tests.pictures import write_small_bundle

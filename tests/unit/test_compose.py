@@ -16,7 +16,8 @@ import yaml
 from cryptography.fernet import Fernet
 
 from tasks.location import parse_location
-from tasks.settings import PROJECT, Settings, load_pipelines
+from tasks.pipelines import load_pipelines
+from tasks.settings import PROJECT, Settings
 
 Service = dict[str, Any]
 

@@ -13,7 +13,8 @@ from tasks.cache.migrating import migrate
 from tasks.cli import app
 from tasks.inference.reading import ACCESS_DENIED, STORAGE_ERROR
 from tasks.inference.verdict import NONFINITE_OUTPUT
-from tasks.settings import Pipeline, Settings
+from tasks.pipelines import Pipeline
+from tasks.settings import Settings
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()

@@ -74,10 +74,10 @@ def own_imports(path: Path) -> set[str]:
 
 # An arrow runs from a room to one on an earlier line; rooms on one line may use each other unless they are steps.
 ORDER = (
-    {"errors", "extras", "private", "processors", "stage_times"},
+    {"errors", "extras", "private", "processors", "stage_times", "uris"},
     {"window", "observation"},
     {"location"},
-    {"settings"},
+    {"settings", "pipelines"},
     {"cache", "models", "storage"},
     {"plan"},
     {"listing", "deduplication", "inference", "reporting"},

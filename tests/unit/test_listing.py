@@ -11,7 +11,7 @@ import pytest
 
 from tasks.listing import KeyFilter, list_pages
 from tasks.location import parse_location
-from tasks.settings import RASTER_SUFFIXES
+from tasks.pipelines import RASTER_SUFFIXES
 from tasks.storage.base import Blob, ImageObject
 from tasks.window import EVERYTHING, Window
 

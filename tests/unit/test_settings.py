@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tasks.errors import ConfigurationError
-from tasks.settings import PROJECT, RASTER_SUFFIXES, Pipeline, find_pipeline, load_pipelines, load_settings
+from tasks.pipelines import RASTER_SUFFIXES, Pipeline, find_pipeline, load_pipelines
+from tasks.settings import PROJECT, load_settings
 
 GOOD = 'images = "s3://bucket/photos/"\nmodel = "torchvision:resnet18"\n'
 

@@ -21,7 +21,8 @@ from tasks.models import shelf
 from tasks.models.bundle import Bundle, read_bundle
 from tasks.models.fingerprint import file_digest
 from tasks.models.resolving import resolve_model
-from tasks.settings import Settings, absolute_model, load_settings
+from tasks.settings import Settings, load_settings
+from tasks.uris import absolute_model
 from tests.pictures import write_small_bundle
 
 

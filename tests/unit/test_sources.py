@@ -16,7 +16,9 @@ from tasks.models.architectures import build
 from tasks.models.bundle import Bundle
 from tasks.models.loading import load_classifier
 from tasks.models.resolving import resolve_model
-from tasks.settings import Settings, absolute_uri, load_pipelines, load_settings
+from tasks.pipelines import load_pipelines
+from tasks.settings import Settings, load_settings
+from tasks.uris import absolute_uri
 
 PETS = ("cat", "dog", "hamster")
 RESNET, LCNET = "torchvision:resnet18", "timm:lcnet_050"
