@@ -9,7 +9,7 @@ import typer
 
 from tasks import progress, tables
 from tasks.cli.model_keeping import AsJson
-from tasks.cli.model_optimising import GATE_MISSED, JudgeImages, Labels
+from tasks.cli.model_optimising import GATE_MISSED, JudgeImages, Labels, Rounds
 from tasks.settings import load_settings
 from tasks.uris import absolute_model, absolute_uri
 
@@ -20,7 +20,9 @@ def prune(
     judge: Annotated[str, typer.Option(help="Images that judge the new model: s3://BUCKET/PREFIX or a folder.")],
     distil: Annotated[
         str | None,
-        typer.Option(help="Images to learn from, without labels. Where they are --judge's, the first ones teach."),
+        typer.Option(
+            help="Images to learn from, without labels, such as it will see. Where they are --judge's, the first ones teach."
+        ),
     ] = None,
     labels: Labels = None,
     ranking: Annotated[
@@ -39,6 +41,7 @@ def prune(
         int | None, typer.Option(min=1, help="Learn from so many; default: all that do not judge.")
     ] = None,
     judge_images: JudgeImages = None,
+    rounds: Rounds = 7,
     name: Annotated[str | None, typer.Option(help="Name of the new bundle; default: OLD-pruned.")] = None,
     to: Annotated[Path | None, typer.Option(help="The new bundle's folder; default: models/NAME in the home.")] = None,
     as_json: AsJson = False,
@@ -61,7 +64,8 @@ def prune(
         distil_images=distil_images,
         judge_images=judge_images,
         name=name,
-        to=to,
+        to=None if to is None else to.absolute(),
+        rounds=rounds,
     )
     with progress.training(quiet=as_json) as bar:
         produced = recovering.recover(request, load_settings(), bar.advance)

@@ -35,11 +35,15 @@ WARM_UP = 0.05  # of all steps: the optimiser's averages mean nothing before
 
 @dataclass(frozen=True)
 class Distillation:
-    """How a student is taught. `learning_rate` is the highest one; `batch` is in images."""
+    """How a student is taught. `batch` is in images.
+
+    `learning_rate` is the highest one. Fitted weights are worth keeping: with ten times as much, SqueezeNet 1.0 lost what the
+    fit had brought back (24 of 100 photographs seen as before) and agreed on none after 6 epochs over 100 others.
+    """
 
     epochs: int = 10
     batch: int = 16
-    learning_rate: float = 5e-4
+    learning_rate: float = 5e-5
     temperature: float = 2.0
     weight_decay: float = 1e-4
     seed: int = 0

@@ -24,7 +24,7 @@ IMAGES = 64
 SAMPLES = 8_192
 
 # How strongly weights are held to what they were, as a share of what the inputs weigh: few images must not twist them.
-RIDGE = 1e-2
+RIDGE = 1e-3
 
 
 def reconstruct(original: nn.Module, pruned: Pruned, images: Tensor) -> None:

@@ -265,8 +265,8 @@ def test_crops_and_mirrors_come_from_the_images_alone_and_from_the_seed() -> Non
 def test_the_learning_rate_rises_and_falls() -> None:
     rates = [learning_rate(Distillation(epochs=10), step, 10) for step in range(100)]
 
-    assert rates[0] == pytest.approx(1e-4)
-    assert max(rates) == pytest.approx(5e-4, rel=0.01)
+    assert rates[0] == pytest.approx(1e-5)
+    assert max(rates) == pytest.approx(5e-5, rel=0.01)
     assert rates.index(max(rates)) in range(3, 6)
     assert rates[5:] == sorted(rates[5:], reverse=True)
     assert rates[-1] < 1e-6
