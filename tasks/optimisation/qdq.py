@@ -106,7 +106,8 @@ def _quantised(model: ModelProto, rows: list[npt.NDArray[np.uint8]]) -> ModelPro
         from nncf.common.quantization.structs import QuantizationScheme
         from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, QuantizationParameters
 
-        nncf.set_log_level(logging.ERROR)
+        # NNCF's own set_log_level changes the root's handlers, and would silence this program.
+        logging.getLogger("nncf").setLevel(logging.ERROR)
         around_zero = QuantizationParameters(mode=QuantizationScheme.SYMMETRIC, per_channel=False)
         name = onnx_form.inputs(model.graph)[0].name
         quantised: ModelProto = nncf.quantize(

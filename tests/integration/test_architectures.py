@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tasks.models.architectures import build
 from tasks.models.bundle import Bundle, read_bundle, write_bundle
 from tasks.models.loading import load_classifier
-from tasks.models.runtimes import open_runtime
+from tasks.models.runtimes import open_runtime, openvino_runtime
 from tasks.models.spec import ModelSpec, Preprocessing
 from tasks.settings import load_settings
 
@@ -37,14 +37,13 @@ NETWORKS = [
 
 # Exporting costs seconds. These have every kind of block that the others are made of.
 EXPORTED = {
-    "torchvision:mobilenet_v3_small",
     "torchvision:squeezenet1_1",
-    "torchvision:efficientnet_b0",
     "torchvision:shufflenet_v2_x1_0",
-    "torchvision:mnasnet0_5",
     "torchvision:resnet18",
     "timm:lcnet_050",
 }
+
+CLOSE = 3e-3  # of logits whose deviation is 3: another order of additions
 
 
 def pictures() -> npt.NDArray[np.uint8]:
@@ -54,23 +53,24 @@ def pictures() -> npt.NDArray[np.uint8]:
     return (patches + random.normal(0, 20, patches.shape)).clip(0, 255).astype(np.uint8)
 
 
-def spread(network: nn.Module, classifier_of: Tensor) -> None:
-    """Make an untrained network's answers mean something: BatchNorm takes its statistics from the pictures, and the last layer
-    is shifted and scaled until each label's logit has mean 0, and all of them a deviation of 3."""
+def spread(network: nn.Module, images: Tensor) -> None:
+    """Make an untrained network's answers mean something: BatchNorm takes its statistics from the images, and the last layer
+    is shifted and scaled until what it gives has mean 0 for each label, and the logits a deviation of 3."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.reset_running_stats()
             module.momentum = None
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+    last = [module for module in network.modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
+    given: list[Tensor] = []
+    last.register_forward_hook(lambda _module, _inputs, output: given.append(output))
+    assert last.bias is not None
     with torch.no_grad():
-        network.train()(classifier_of)
-        found = network.eval()(classifier_of)
-        last = [module for module in network.modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
-        scale = 3.0 / (found - found.mean(0)).std()
-        assert last.bias is not None
-        if isinstance(last, nn.Linear):
-            last.bias.sub_(found.mean(0))
+        network.train()(images)
+        network.eval()(images)
+        last.bias.sub_(given[-1].transpose(0, 1).flatten(1).mean(1))
+        scale = 3.0 / network(images).std()
         last.weight.mul_(scale)
         last.bias.mul_(scale)
 
@@ -88,7 +88,10 @@ def bundle(request: pytest.FixtureRequest, tmp_path: Path) -> Bundle:
 
 
 @pytest.mark.parametrize("bundle", NETWORKS, indirect=True)
-def test_a_network_gives_the_top_1_of_eager_torch_in_every_runtime(bundle: Bundle, tmp_path: Path) -> None:
+def test_a_network_gives_the_top_1_of_eager_torch_in_every_runtime(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino_runtime, "cores", lambda: 1)  # one network is compiled, and not one for each core
     with torch.inference_mode():
         expected = load_classifier(bundle)(torch.from_numpy(pictures())).numpy()
     best = np.sort(expected, axis=1)
@@ -96,12 +99,12 @@ def test_a_network_gives_the_top_1_of_eager_torch_in_every_runtime(bundle: Bundl
     assert len(set(expected.argmax(1).tolist())) > 1, "the answers differ between pictures"
     assert np.median(best[:, -1] - best[:, -2]) > 0.1, "and are clear"
 
-    for runtime in ("openvino", "torch", *(["onnxruntime"] if bundle.spec.architecture in EXPORTED else [])):
+    for runtime in ("openvino", *(["onnxruntime"] if bundle.spec.architecture in EXPORTED else [])):
         opened = open_runtime(
             bundle, load_settings(home=tmp_path / "home", device="cpu", runtime=runtime, batch_size=IMAGES)
         )
         found = opened.predict(pictures())
         opened.close()
-        assert np.abs(found - expected).max() < 1e-3, runtime
-        clear = best[:, -1] - best[:, -2] > 2e-3
+        assert np.abs(found - expected).max() < CLOSE, runtime
+        clear = best[:, -1] - best[:, -2] > 2 * CLOSE
         np.testing.assert_array_equal(found.argmax(1)[clear], expected.argmax(1)[clear])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,18 @@ def test_pixels_are_normalised_in_float32(pair: tuple[Bundle, Bundle]) -> None:
 
 def test_nothing_of_the_machine_is_written_into_the_file(pair: tuple[Bundle, Bundle]) -> None:
     assert b"site-packages" not in pair[1].network.read_bytes()
+
+
+def test_quantising_is_quiet_and_silences_nobody_else(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    exact = onnx_bundle(tmp_path / "a")
+    capfd.readouterr()
+    quantise_for_tensorrt(exact, crops(), tmp_path)
+    logging.getLogger("tasks.anything").warning("heard")
+
+    assert capfd.readouterr().out == ""
+    assert [record.message for record in caplog.records] == ["heard"]
 
 
 def test_what_is_no_fp32_network_is_refused(pair: tuple[Bundle, Bundle], tmp_path: Path) -> None:
