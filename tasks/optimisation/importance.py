@@ -1,8 +1,9 @@
 """What a channel is worth: how much the layers that take it would miss it.
 
 With images, it is the squares of the weights with which a channel is taken, times the mean square of what arrives through
-it: the energy that goes with it. Without images, weights alone are asked. On SqueezeNet 1.0 with 30 % of the channels
-gone and the weights fitted again, the first way agreed with the original on 21 of 100 photographs, the second one on 3.
+it: the energy that goes with it. Without images, weights alone are asked. SqueezeNet 1.0 with 30 % of all channels gone
+and its weights fitted again saw 24 of 100 photographs as before when ranked the first way, and 10 the second way; with
+30 % of each layer it was 7 and 4.
 """
 
 from __future__ import annotations
