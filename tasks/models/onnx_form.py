@@ -156,17 +156,14 @@ def free_batch(model: ModelProto) -> None:
 
 
 def _free_reshape(graph: GraphProto, node: NodeProto, target: TensorProto, batch: int) -> None:
-    """The batch in the first place of a Reshape's target becomes what is left (-1), or what comes in (0)."""
+    """The batch in the first place of a Reshape's target becomes 0, which is what comes in."""
     onnx = require("onnx", WHAT_FOR)
     sizes: npt.NDArray[np.int64] = onnx.numpy_helper.to_array(target).copy()
     if sizes.ndim != 1 or len(sizes) < 2 or sizes[0] != batch:
         return
-    if -1 not in sizes:
-        sizes[0] = -1
-    elif 0 not in sizes:
-        sizes[0] = 0
-        for attribute in [attribute for attribute in node.attribute if attribute.name == "allowzero"]:
-            node.attribute.remove(attribute)
+    sizes[0] = 0
+    for attribute in [attribute for attribute in node.attribute if attribute.name == "allowzero"]:
+        node.attribute.remove(attribute)
     node.input[1] = _unused(graph, f"{PREFIX}{node.input[1]}")
     graph.initializer.append(onnx.numpy_helper.from_array(sizes, node.input[1]))
 

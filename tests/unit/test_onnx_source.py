@@ -62,6 +62,13 @@ def logits(bundle: Bundle, runtime: str, tmp_path: Path, count: int = 3) -> Any:
 # What is taken
 
 
+def change_reshape(model: ModelProto) -> ModelProto:
+    """As torch exports it today: a 0 would mean no rows."""
+    (node,) = (node for node in model.graph.node if node.op_type == "Reshape")
+    node.attribute.append(helper.make_attribute("allowzero", 1))
+    return model
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize(
     "model",
@@ -73,11 +80,24 @@ def logits(bundle: Bundle, runtime: str, tmp_path: Path, count: int = 3) -> Any:
         graph(batch=1),
         graph(batch=1, shape=[1, 8]),
         graph(batch=1, shape=[1, -1]),
+        change_reshape(graph(batch=1, shape=[1, 8])),
         graph(batch=5, shape=[5, 8]),
         graph(batch="n", shape=[0, -1]),
         graph(batch=1, end="Softmax", channels_last=True, opset=11),
     ],
-    ids=["plain", "channels_last", "any_size", "softmax", "one", "one_reshaped", "one_flat", "five", "zero", "all"],
+    ids=[
+        "plain",
+        "channels_last",
+        "any_size",
+        "softmax",
+        "one",
+        "one_reshaped",
+        "one_flat",
+        "zeros_meant",
+        "five",
+        "zero",
+        "all",
+    ],
 )
 def test_a_file_gives_the_logits_of_its_network(
     model: ModelProto, runtime: str, add: Callable[..., Bundle], tmp_path: Path
@@ -100,6 +120,18 @@ def test_the_form_is_uint8_pixels_to_float32_logits_for_any_batch(add: Callable[
     ]
     assert sizes == [["n", CROP, CROP, 3], ["n", CLASSES]]
     assert made.graph.node[0].op_type == "Cast", "TensorRT takes uint8 into a Cast and nothing else"
+
+
+def test_where_a_file_was_exported_makes_no_other_model(add: Callable[..., Bundle]) -> None:
+    """Exporters write lines of source into it, in two places."""
+    first = add(graph()).model_id
+    other = graph()
+    other.graph.node[1].doc_string = "/home/someone/train.py, line 3"
+    other.graph.node[1].metadata_props.add(key="stack_trace", value="/home/someone/train.py, line 3")
+
+    bundle = add(other)
+    assert b"someone" not in bundle.network.read_bytes()
+    assert bundle.model_id == first
 
 
 def test_a_graph_that_takes_pixels_is_left_as_it_is(add: Callable[..., Bundle], tmp_path: Path) -> None:
