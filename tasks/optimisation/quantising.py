@@ -134,5 +134,6 @@ def _quiet_nncf() -> Iterator[Any]:
 
     with unreported(), contextlib.redirect_stdout(sys.stderr):
         nncf = require("nncf", "Quantisation to int8")
-        nncf.set_log_level(logging.ERROR)
+        # NNCF's own set_log_level changes the root's handlers, and would silence this program.
+        logging.getLogger("nncf").setLevel(logging.ERROR)
         yield nncf

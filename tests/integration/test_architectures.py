@@ -36,14 +36,6 @@ NETWORKS = [
     "timm:lcnet_050",
 ]
 
-# Exporting costs seconds. These have every kind of block that the others are made of.
-EXPORTED = {
-    "torchvision:squeezenet1_1",
-    "torchvision:shufflenet_v2_x1_0",
-    "torchvision:resnet18",
-    "timm:lcnet_050",
-}
-
 CLOSE = 3e-3  # of logits whose deviation is 3: another order of additions
 
 
@@ -109,7 +101,7 @@ def test_a_network_gives_the_top_1_of_eager_torch_in_every_runtime(
     assert len(set(expected.argmax(1).tolist())) > 1, "the answers differ between pictures"
     assert np.median(best[:, -1] - best[:, -2]) > 0.1, "and are clear"
 
-    for runtime in ("openvino", *(["onnxruntime"] if bundle.spec.architecture in EXPORTED else [])):
+    for runtime in ("openvino", "onnxruntime"):
         opened = open_runtime(
             bundle, load_settings(home=tmp_path / "home", device="cpu", runtime=runtime, batch_size=IMAGES)
         )
