@@ -26,7 +26,7 @@ def optimise(
     judge: Annotated[str, typer.Option(help="Images that judge the new model: s3://BUCKET/PREFIX or a folder.")],
     calibrate: Annotated[
         str | None,
-        typer.Option(help="Images that int8 is calibrated with. Where they are --judge's, the first ones calibrate."),
+        typer.Option(help="Images that int8 is calibrated with. Where they are --judge's, some calibrate."),
     ] = None,
     labels: Labels = None,
     min_agreement: Annotated[

@@ -21,7 +21,7 @@ def prune(
     distil: Annotated[
         str | None,
         typer.Option(
-            help="Images to learn from, without labels, such as it will see. Where they are --judge's, the first ones teach."
+            help="Images to learn from, without labels, such as it will see. Where they are --judge's, some teach."
         ),
     ] = None,
     labels: Labels = None,

@@ -5,11 +5,12 @@ A model that was calibrated, or distilled, with the images that judge it looks b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tasks.errors import ConfigurationError
 from tasks.location import parse_location
-from tasks.optimisation.sample import list_sample
+from tasks.optimisation.sample import list_sample, lot
 from tasks.settings import Settings
 from tasks.storage.base import ImageObject
 
@@ -25,7 +26,7 @@ class Sample:
 
 
 def choose_judging(uri: str, settings: Settings, limit: int | None = None) -> Sample:
-    """The first `limit` images under a URI, or all."""
+    """`limit` of the images under a URI, drawn by lot, or all."""
     return Sample(uri, tuple(list_sample(uri, settings, limit)))
 
 
@@ -34,8 +35,8 @@ def choose_samples(
 ) -> tuple[Sample, Sample]:
     """The images that teach (`count`, or 300) and those that judge (`limit`, or all).
 
-    Where both URIs are the same place, the first `count` images by key teach and those behind them judge; without a count
-    that is half of them where there are fewer than 600. Raises ConfigurationError where none is left to judge, or where
+    Where both URIs are the same place, `count` images that are drawn by lot teach and others judge; without a count that is
+    half of them where there are fewer than 600. Raises ConfigurationError where none is left to judge, or where
     two different URIs share images.
     """
     if parse_location(teaching) == parse_location(judging):
@@ -46,22 +47,26 @@ def choose_samples(
     if shared:
         raise ConfigurationError(
             f"{len(shared):,} of the images under {judging} are among those under {teaching} that the model is made with, such "
-            f"as {shared[0]}: it would be judged by what it has seen. Name other images, or the same URI twice, where the "
-            "first ones teach and the others judge."
+            f"as {shared[0]}: it would be judged by what it has seen. Name other images, or the same URI twice, where "
+            "some teach and the others judge."
         )
     return taught, judged
 
 
 def _split(uri: str, settings: Settings, count: int | None, limit: int | None) -> tuple[Sample, Sample]:
     most = None if limit is None else (count or TEACHING) + limit
-    images = tuple(list_sample(uri, settings, most))
+    images = sorted(list_sample(uri, settings, most), key=lambda image: lot(image.key))
     first = min(TEACHING, len(images) // 2) if count is None else count
     if not 0 < first < len(images):
         raise ConfigurationError(
             f"There are {len(images):,} images under {uri}, and {first:,} of them make the model, so that none is left to judge "
-            "it. Ask for fewer (--calibrate-images), or judge by images elsewhere (--judge)."
+            "it. Ask for fewer, or judge by images elsewhere (--judge)."
         )
-    return Sample(uri, images[:first]), Sample(uri, images[first:])
+    return _sample(uri, images[:first]), _sample(uri, images[first:])
+
+
+def _sample(uri: str, images: Sequence[ImageObject]) -> Sample:
+    return Sample(uri, tuple(sorted(images, key=lambda image: image.key)))
 
 
 def _objects(sample: Sample, settings: Settings) -> set[str]:

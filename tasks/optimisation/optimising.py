@@ -100,8 +100,8 @@ def _check(request: Request, maker: Maker) -> None:
     what = f"--precision {maker.precision}"
     if maker.needs_images and request.calibrate is None:
         raise ConfigurationError(
-            f"{what} needs images to calibrate with. Give --calibrate URI; it may be the one of --judge, whose first images "
-            "then calibrate and the others judge."
+            f"{what} needs images to calibrate with. Give --calibrate URI; it may be the one of --judge, of whose images "
+            "some then calibrate and the others judge."
         )
     if not maker.needs_images and (request.calibrate is not None or request.calibrate_images is not None):
         raise ConfigurationError(f"{what} needs no images to calibrate with. Leave --calibrate out.")

@@ -5,6 +5,8 @@ Reading goes on while the caller works, a few groups ahead, so that a sample of 
 
 from __future__ import annotations
 
+import hashlib
+import heapq
 import itertools
 import logging
 from collections import deque
@@ -33,6 +35,7 @@ from tasks.window import EVERYTHING
 log = logging.getLogger(__name__)
 
 GROUP = 32
+LISTED = 100_000  # keys of a bucket that a limited sample is drawn from
 
 
 @dataclass(frozen=True)
@@ -44,16 +47,24 @@ class Crops:
 
 
 def list_sample(uri: str, settings: Settings, limit: int | None = None) -> list[ImageObject]:
-    """The first `limit` images under a URI by their keys, or all. Raises ConfigurationError where there are none."""
+    """`limit` of the images under a URI, or all, in the order of their keys. Raises ConfigurationError where there are none.
+
+    Which ones follows from a hash of their keys: the first keys are often those of one class, or of one day. Of S3 the first
+    LISTED keys are looked at, because listing a large bucket takes hours.
+    """
     location = parse_location(uri)
     pages = list_pages(open_store(location, settings), location, EVERYTHING, KeyFilter(RASTER_SUFFIXES, ()))
     images = (image for page in pages for image in page.images)
-    # S3 lists by key, so the first ones are enough; a folder lists in no order, and has to be seen whole.
-    ahead = itertools.islice(images, limit) if location.scheme == "s3" else images
-    found = sorted(ahead, key=lambda image: image.key)[:limit]
+    looked_at = itertools.islice(images, LISTED) if limit is not None and location.scheme == "s3" else images
+    found = list(looked_at) if limit is None else heapq.nsmallest(limit, looked_at, key=lambda image: lot(image.key))
     if not found:
         raise ConfigurationError(f"There is no image under {uri}. Name a folder or a prefix that holds some.")
-    return found
+    return sorted(found, key=lambda image: image.key)
+
+
+def lot(key: str) -> bytes:
+    """What decides by chance, and the same every time, which images a sample has: sha256 of the key."""
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
 def read_crops(

@@ -6,7 +6,6 @@ say what it is worth, because a margin looks better than it is on the images tha
 
 from __future__ import annotations
 
-import hashlib
 import math
 import statistics
 import time
@@ -24,7 +23,7 @@ from tasks.inference.scoring import score
 from tasks.models.bundle import Bundle
 from tasks.models.cascade import pixels_key
 from tasks.models.runtimes import Logits, Pixels, Runtime, open_runtime
-from tasks.optimisation.sample import Crops, read_crops
+from tasks.optimisation.sample import Crops, lot, read_crops
 from tasks.settings import Settings
 from tasks.storage.base import ImageObject
 
@@ -116,7 +115,7 @@ def wilson(count: int, images: int) -> tuple[float, float]:
 
 def is_held_out(key: str, share: float) -> bool:
     """Whether an image reports and does not choose: about this share of all, and the same ones every time."""
-    return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8]) < share * 2**64
+    return int.from_bytes(lot(key)[:8]) < share * 2**64
 
 
 def expected_rate(rates: tuple[float, float], share: float) -> float:

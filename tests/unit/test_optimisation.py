@@ -44,26 +44,35 @@ def keys(sample: Any) -> list[str]:
     return [image.key for image in sample.images]
 
 
-def test_the_first_images_by_key_teach_and_the_others_judge(tmp_path: Path, settings: Settings) -> None:
-    expected = write_pictures(tmp_path / "images", 30)
+def test_images_that_are_drawn_by_lot_teach_and_the_others_judge(tmp_path: Path, settings: Settings) -> None:
+    """Sorted by class, the first half of the keys would teach some classes, and the others judge."""
+    everything = [f"{label}/{key}" for label in "ab" for key in write_pictures(tmp_path / "images" / label, 15)]
     uri = str(tmp_path / "images")
 
     taught, judged = choose_samples(uri, f"{uri}/", settings, count=10)
 
-    assert (keys(taught), keys(judged)) == (expected[:10], expected[10:])
-    halves = choose_samples(uri, uri, settings)
-    assert [keys(half) for half in halves] == [expected[:15], expected[15:]]
-    assert keys(choose_samples(uri, uri, settings, count=10, limit=3)[1]) == expected[10:13]
+    assert sorted(keys(taught) + keys(judged)) == everything
+    assert keys(taught) == sorted(keys(taught))
+    assert {key[0] for key in keys(taught)} == {key[0] for key in keys(judged)} == {"a", "b"}
+    assert choose_samples(uri, uri, settings, count=10) == (taught, judged), "the same every time"
+    assert [len(half.images) for half in choose_samples(uri, uri, settings)] == [15, 15]
+    some = choose_samples(uri, uri, settings, count=10, limit=3)
+    assert some[0] == taught
+    assert set(keys(some[1])) < set(keys(judged))
+    assert len(keys(some[1])) == 3
 
 
-def test_the_first_images_of_a_folder_are_first_by_key_however_it_lists_them(
-    tmp_path: Path, settings: Settings
-) -> None:
-    for key in ("z/a.png", "b.png", "a/z.png", "c.png"):
-        (tmp_path / "images" / key).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "images" / key).touch()
+def test_a_sample_of_a_folder_is_the_same_however_it_lists(tmp_path: Path, settings: Settings) -> None:
+    for number in range(40):
+        (tmp_path / "images" / str(number % 4)).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "images" / str(number % 4) / f"{number}.png").touch()
+    uri = str(tmp_path / "images")
 
-    assert [image.key for image in list_sample(str(tmp_path / "images"), settings, 2)] == ["a/z.png", "b.png"]
+    some = [image.key for image in list_sample(uri, settings, 12)]
+
+    assert some == sorted(some)
+    assert {key[0] for key in some} == set("0123"), "of every class"
+    assert set(some) < {image.key for image in list_sample(uri, settings, 13)}
 
 
 @pytest.mark.parametrize("count", [4, 5])
