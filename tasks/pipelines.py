@@ -103,10 +103,10 @@ def _model_uri(value: str) -> str:
     scheme = _SCHEME.match(value)
     if not value:
         raise ValueError("expected torchvision:NAME, s3://BUCKET/PREFIX or a folder, and it is empty")
-    if scheme is not None and scheme[1] not in ("torchvision", "timm", "s3", "file"):
+    if scheme is not None and scheme[1] not in ("torchvision", "timm", "bundle", "s3", "file"):
         raise ValueError(
-            f"{scheme[1]}: is no scheme of a model; expected torchvision:NAME, timm:NAME, s3://BUCKET/PREFIX or a folder "
-            "(./ before a folder whose name holds a colon)"
+            f"{scheme[1]}: is no scheme of a model; expected torchvision:NAME, timm:NAME, bundle:NAME, s3://BUCKET/PREFIX or "
+            "a folder (./ before a folder whose name holds a colon)"
         )
     return value
 

@@ -1,4 +1,4 @@
-"""URIs of images and of models as people write them: relative paths become absolute ones, and plain names stay names."""
+"""URIs of images and of models as people write them: relative paths become absolute ones."""
 
 from __future__ import annotations
 
@@ -7,30 +7,23 @@ import re
 from pathlib import Path
 from urllib.parse import quote, unquote_plus
 
+# In front of the name of a model that ./afterimage models keeps.
+KEPT = "bundle:"
+
 # The files in torchvision:NAME?weights=FILE&labels=FILE.
 _FILES = re.compile(r"([?&]weights=(?!(?:random|default)(?:&|$))|[?&]labels=)([^&]+)")
 
 
-def is_name(model: str) -> bool:
-    """Whether a model URI is a plain name, of a bundle that is kept under AFTERIMAGE_HOME/models."""
-    return not model.startswith((".", "~")) and not {"/", "\\", ":"} & set(model)
-
-
-def absolute_model(uri: str, base: Path) -> str:
-    """As absolute_uri; a plain name stays one, unless a folder of that name lies in `base`."""
-    return uri if is_name(uri) and not (base / uri).is_dir() else absolute_uri(uri, base)
-
-
 def absolute_models(model: str | tuple[str, ...], base: Path) -> str | tuple[str, ...]:
-    """One model's URI, or each of a cascade's, as absolute_model gives it."""
-    return absolute_model(model, base) if isinstance(model, str) else tuple(absolute_model(uri, base) for uri in model)
+    """One model's URI, or each of a cascade's, as absolute_uri gives it."""
+    return absolute_uri(model, base) if isinstance(model, str) else tuple(absolute_uri(uri, base) for uri in model)
 
 
 def absolute_uri(uri: str, base: Path) -> str:
     """Leave URIs with a scheme as they are; turn local paths into absolute ones below `base`."""
     if uri.startswith(("torchvision:", "timm:")):
         return _FILES.sub(lambda found: found[1] + quote(_absolute(unquote_plus(found[2]), base)), uri)
-    if "://" in uri:
+    if "://" in uri or uri.startswith(KEPT):
         return uri
     return _absolute(uri, base)
 

@@ -13,7 +13,7 @@ from tasks.errors import AfterimageError, ModelError
 from tasks.models.bundle import Bundle
 from tasks.pipelines import read_pipelines
 from tasks.settings import Settings, load_settings
-from tasks.uris import absolute_model
+from tasks.uris import KEPT, absolute_uri
 
 PROBLEMS = 1
 
@@ -78,7 +78,14 @@ def resolve(model: str, settings: Settings) -> Bundle:
     """The bundle of a name or a URI; relative paths are taken from the working folder."""
     from tasks.models.resolving import resolve_model
 
-    return resolve_model(absolute_model(model, Path.cwd()), settings)
+    return resolve_model(uri_of(model, settings), settings)
+
+
+def uri_of(model: str, settings: Settings) -> str:
+    """The URI of what a person types: the name of a model that is kept, or any URI. A folder of that name is ./NAME."""
+    from tasks.models import shelf
+
+    return f"{KEPT}{model}" if model in shelf.names(settings) else absolute_uri(model, Path.cwd())
 
 
 def described(bundle: Bundle, settings: Settings) -> dict[str, Any]:
@@ -136,7 +143,7 @@ def _users(name: str, settings: Settings) -> list[str]:
     if not settings.pipelines.is_file():
         return []
     pipelines, _ = read_pipelines(settings.pipelines)
-    return [pipeline.name for pipeline in pipelines.values() if name in pipeline.models]
+    return [pipeline.name for pipeline in pipelines.values() if f"{KEPT}{name}" in pipeline.models]
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

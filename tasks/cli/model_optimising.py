@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from tasks import tables
-from tasks.cli.model_keeping import AsJson
+from tasks.cli.model_keeping import AsJson, uri_of
 from tasks.settings import load_settings
-from tasks.uris import absolute_model, absolute_uri
+from tasks.uris import absolute_uri
 
 GATE_MISSED = 1
 
@@ -51,9 +51,9 @@ def optimise(
     """Make a model of another precision, and keep it only where it is still right."""
     from tasks.optimisation import optimising, report
 
-    here = Path.cwd()
+    here, settings = Path.cwd(), load_settings()
     request = optimising.Request(
-        model=absolute_model(bundle, here),
+        model=uri_of(bundle, settings),
         precision=precision,
         judge=absolute_uri(judge, here),
         calibrate=None if calibrate is None else absolute_uri(calibrate, here),
@@ -68,7 +68,7 @@ def optimise(
         name=name,
         to=None if to is None else to.absolute(),
     )
-    produced = optimising.optimise(request, load_settings())
+    produced = optimising.optimise(request, settings)
     if as_json:
         typer.echo(tables.to_json(produced.content))
     else:
@@ -119,7 +119,7 @@ def bench(
         raise typer.BadParameter(f"--plot {plot}: give a .png file in a folder that exists")
     here = Path.cwd()
     settings = load_settings(**({} if cost_per_hour is None else {"cost_per_hour": cost_per_hour}))
-    uris = [absolute_model(uri, here) for uri in bundles]
+    uris = [uri_of(uri, settings) for uri in bundles]
     found = benching.bench(uris, absolute_uri(judge, here), settings, labels, judge_images, rounds)
     if plot is not None:
         draw_frontier(found["models"], found["measure"], plot)

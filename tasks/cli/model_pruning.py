@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 import typer
 
 from tasks import progress, tables
-from tasks.cli.model_keeping import AsJson
+from tasks.cli.model_keeping import AsJson, uri_of
 from tasks.cli.model_optimising import GATE_MISSED, JudgeImages, Labels, Rounds
 from tasks.settings import load_settings
-from tasks.uris import absolute_model, absolute_uri
+from tasks.uris import absolute_uri
 
 
 def prune(
@@ -51,9 +51,9 @@ def prune(
     from tasks.optimisation.distilling import Distillation
     from tasks.optimisation.pruning import Pruning
 
-    here = Path.cwd()
+    here, settings = Path.cwd(), load_settings()
     request = recovering.Request(
-        model=absolute_model(bundle, here),
+        model=uri_of(bundle, settings),
         pruning=Pruning(channels, ranking),
         judge=absolute_uri(judge, here),
         distil=None if distil is None else absolute_uri(distil, here),
@@ -68,7 +68,7 @@ def prune(
         rounds=rounds,
     )
     with progress.training(quiet=as_json) as bar:
-        produced = recovering.recover(request, load_settings(), bar.advance)
+        produced = recovering.recover(request, settings, bar.advance)
     if as_json:
         typer.echo(tables.to_json(produced.content))
     else:

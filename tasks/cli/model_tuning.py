@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tasks import tables
+from tasks.cli.model_keeping import uri_of
 from tasks.settings import load_settings
-from tasks.uris import absolute_model, absolute_uri
+from tasks.uris import absolute_uri
 
 if TYPE_CHECKING:
     from tasks.optimisation.tuning import Tuning
@@ -46,7 +47,7 @@ def tune_cascade(
     from tasks.optimisation.truth import read_truth
 
     here, settings = Path.cwd(), load_settings()
-    uris, judge = [absolute_model(uri, here) for uri in uris], absolute_uri(judge, here)
+    uris, judge = [uri_of(uri, settings) for uri in uris], absolute_uri(judge, here)
     small, large = (resolve_model(uri, settings) for uri in uris)
     Model((small, large), (1.0,))  # Refuses other labels before it reads any image.
     images = list_sample(judge, settings, judge_images)

@@ -2,7 +2,7 @@
 
     torchvision:NAME, timm:NAME                    a network of a library; sources/named.py says what may follow
     s3://BUCKET/PREFIX/                            a bundle in object storage, copied once
-    NAME                                           a bundle that ./afterimage models add keeps
+    bundle:NAME                                    a bundle that ./afterimage models add keeps
     a path                                         a bundle folder
 
 A library's network is turned into a bundle folder once, so that everything behind this module knows bundles only.
@@ -19,7 +19,7 @@ from tasks.models.bundle import Bundle, read_bundle
 from tasks.models.shelf import find
 from tasks.models.sources.filling import fill_once
 from tasks.models.sources.named import LIBRARIES, resolve_named
-from tasks.uris import is_name
+from tasks.uris import KEPT
 
 if TYPE_CHECKING:
     from tasks.settings import Settings
@@ -31,8 +31,8 @@ def resolve_model(uri: str, settings: Settings) -> Bundle:
         return resolve_named(uri, settings)
     if uri.startswith("s3://"):
         return _stored(uri, settings)
-    if is_name(uri):
-        return find(uri, settings)
+    if uri.startswith(KEPT):
+        return find(uri.removeprefix(KEPT), settings)
     folder = Path(uri.removeprefix("file://"))
     if folder.is_file():
         raise ModelError(

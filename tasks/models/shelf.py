@@ -1,4 +1,4 @@
-"""The bundles that are kept by name, under AFTERIMAGE_HOME/models: a pipeline says `model = "NAME"`.
+"""The bundles that are kept by name, under AFTERIMAGE_HOME/models: a pipeline says `model = "bundle:NAME"`.
 
 A bundle comes in whole or not at all: it is copied, pinned, loaded and tried under a scratch name first.
 """
@@ -103,7 +103,7 @@ def find(name: str, settings: Settings) -> Bundle:
     if not NAME.fullmatch(name) or not (settings.models / name / "model.toml").is_file():
         raise ModelError(
             f"There is no model {name!r} in {settings.models}. There is: {', '.join(names(settings)) or 'none'}. Add one with "
-            "./afterimage models add, or give a path (./ before a folder beside you)."
+            "./afterimage models add."
         )
     return read_bundle(settings.models / name)
 

@@ -175,7 +175,7 @@ def test_status_lists_the_newest_run_first(cli: Cli) -> None:
         (("predict", "nix"), "has no pipeline 'nix'. It has: photos"),
         (("predict", "--images", "nowhere", "--model", "model"), "nowhere does not exist"),
         (("predict", "--images", "ftp://x/y", "--model", "model"), "starts with ftp://"),
-        (("predict", "--images", "images", "--model", "nowhere"), "There is no model 'nowhere'"),
+        (("predict", "--images", "images", "--model", "nowhere"), "model.toml does not exist"),
         (("predict", "--images", "images"), "--images needs --model"),
         (("predict",), "give the name of a pipeline"),
         (("predict", "photos", "--margin", "0.4"), "photos with these options cascade_margin = 0.4: it belongs to"),
@@ -216,7 +216,7 @@ def test_doctor_says_what_is_wrong_and_what_to_do(cli: Cli, postgres_url: str) -
     findings = {finding["check"]: finding for finding in cli.json("doctor", "--database", postgres_url, code=1)}
     assert "./afterimage migrate" in findings["database"]["finding"]
     assert "does not exist. Create it" in findings["photos: images"]["finding"]
-    assert "There is no model 'nothing'" in findings["photos: model"]["finding"]
+    assert "Point `model` at a bundle folder" in findings["photos: model"]["finding"]
     (cli.folder / "pipelines.toml").write_text("broken")
     assert any("not valid TOML" in finding["finding"] for finding in cli.json("doctor", code=1))
 

@@ -247,7 +247,8 @@ def test_the_same_model_passes_every_gate(bundle: Path, images: Path, settings: 
         ({"name": "../elsewhere"}, "is no name for a bundle"),
         ({"calibrate_images": 24}, "none is left to judge"),
         ({"judge": "nowhere"}, "nowhere does not exist"),
-        ({"model": "nowhere"}, "There is no model 'nowhere'"),
+        ({"model": "nowhere"}, "nowhere/model.toml does not exist"),
+        ({"model": "bundle:nowhere"}, "There is no model 'nowhere'"),
     ],
 )
 def test_a_request_that_makes_no_sense_is_refused_before_anything_is_made(

@@ -16,13 +16,14 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from tasks.cli import app
+from tasks.cli.model_keeping import uri_of
 from tasks.errors import ConfigurationError, ModelError
 from tasks.models import shelf
 from tasks.models.bundle import Bundle, read_bundle
 from tasks.models.fingerprint import file_digest
 from tasks.models.resolving import resolve_model
 from tasks.settings import Settings, load_settings
-from tasks.uris import absolute_model
+from tasks.uris import absolute_uri
 from tests.pictures import write_small_bundle
 
 
@@ -60,7 +61,7 @@ def run(*arguments: str) -> tuple[int, str]:
 def test_a_bundle_that_was_added_is_found_by_its_name(source: Bundle, settings: Settings) -> None:
     kept = shelf.add(called(source, "shapes", "3"), settings)
 
-    found = resolve_model("shapes", settings)
+    found = resolve_model("bundle:shapes", settings)
     assert found.model_id == source.model_id == kept.model_id
     assert (found.spec.name, found.spec.version) == ("shapes", "3")
     assert found.folder == settings.models / "shapes"
@@ -98,8 +99,8 @@ def test_what_is_no_name_is_refused(source: Bundle, settings: Settings, name: st
 def test_an_unknown_name_comes_with_those_that_there_are(source: Bundle, settings: Settings) -> None:
     shelf.add(source, settings)
 
-    assert "There is no model 'smal'" in refusal(lambda: resolve_model("smal", settings))
-    assert "There is: small." in refusal(lambda: resolve_model("smal", settings))
+    assert "There is no model 'smal'" in refusal(lambda: resolve_model("bundle:smal", settings))
+    assert "There is: small." in refusal(lambda: resolve_model("bundle:smal", settings))
 
 
 def break_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
@@ -163,7 +164,7 @@ def test_an_edited_byte_is_refused_and_named(source: Bundle, settings: Settings,
     kept = shelf.add(source, settings)
     flip_a_byte(kept.folder / name)
 
-    message = refusal(lambda: resolve_model("small", settings).model_id)
+    message = refusal(lambda: resolve_model("bundle:small", settings).model_id)
     assert message.startswith(f"{kept.folder / name} has the sha256 ")
     assert "it was changed since the bundle was made. Bring the file back" in message
     assert run("verify", "small")[0] == 1
@@ -175,7 +176,7 @@ def test_swapped_labels_are_refused(source: Bundle, settings: Settings) -> None:
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[1], lines[0], *lines[2:]]) + "\n")
 
-    assert f"{path} has the sha256" in refusal(lambda: resolve_model("small", settings))
+    assert f"{path} has the sha256" in refusal(lambda: resolve_model("bundle:small", settings))
 
 
 # The command line
@@ -219,7 +220,7 @@ def test_verify_loads_and_predicts_and_ends_with_1_where_something_is_wrong(
 
 def test_remove_takes_a_model_away_unless_a_pipeline_uses_it(source: Bundle, settings: Settings) -> None:
     shelf.add(source, settings)
-    settings.pipelines.write_text('[shapes]\nimages = "photos"\nmodel = "small"\n')
+    settings.pipelines.write_text('[shapes]\nimages = "photos"\nmodel = "bundle:small"\n')
 
     with pytest.raises(ModelError, match="small is the model of shapes in"):
         run("remove", "small")
@@ -228,14 +229,17 @@ def test_remove_takes_a_model_away_unless_a_pipeline_uses_it(source: Bundle, set
     assert list(settings.models.iterdir()) == []
 
 
-def test_a_folder_beside_wins_over_a_name(tmp_path: Path) -> None:
-    (tmp_path / "here").mkdir()
+def test_a_name_is_never_mistaken_for_a_folder(
+    source: Bundle, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a pipeline a plain word is a folder, there or not; `models` commands know the names that are kept."""
+    monkeypatch.chdir(tmp_path)
+    shelf.add(source, settings)
 
-    assert absolute_model("here", tmp_path) == str(tmp_path / "here")
-    assert absolute_model("kept", tmp_path) == "kept"
-    assert absolute_model("./kept", tmp_path) == str(tmp_path / "kept")
-    assert absolute_model("models/kept", tmp_path) == str(tmp_path / "models/kept")
-    assert absolute_model("torchvision:resnet18", tmp_path) == "torchvision:resnet18"
+    assert absolute_uri("small", tmp_path) == str(tmp_path / "small")
+    assert absolute_uri("bundle:small", tmp_path) == "bundle:small"
+    assert uri_of("small", settings) == "bundle:small"
+    assert uri_of("./small", settings) == uri_of("other/../small", settings) == str(tmp_path / "small")
 
 
 def test_what_was_closed_predicts_no_more(source: Bundle, settings: Settings) -> None:
@@ -257,7 +261,7 @@ def test_add_makes_a_bundle_of_a_torchvision_network(settings: Settings, tmp_pat
     options = ["--name", "tiny", "--version", "7", "--resize", "64", "--crop", "64", "--top-k", "3"]
     found = json.loads(run("add", uri, *options, "--json")[1])
 
-    kept = resolve_model("tiny", settings)
+    kept = resolve_model("bundle:tiny", settings)
     assert found["model_id"] == kept.model_id
     assert (kept.spec.version, kept.spec.preprocessing.crop, kept.spec.top_k) == ("7", 64, 3)
     assert kept.spec.preprocessing.mean == (0.485, 0.456, 0.406)
@@ -310,7 +314,7 @@ def test_add_takes_a_file_of_onnx(settings: Settings, tmp_path: Path, labels: Pa
     with pytest.raises(ConfigurationError, match="does not say what its outputs are called"):
         run("add", str(file))
     found = json.loads(run("add", str(file), "--labels", str(labels), *size, "--json")[1])
-    kept = resolve_model("tiny", settings)
+    kept = resolve_model("bundle:tiny", settings)
     assert (kept.model_id, kept.labels, kept.spec.form) == (found["model_id"], ("a", "b", "c", "d"), "onnx")
     assert kept.spec.preprocessing.mean == (0.5, 0.5, 0.5)
     assert run("verify", "tiny")[0] == 0
@@ -327,8 +331,8 @@ def test_add_takes_a_file_of_torch_export_on_ones_word_only(settings: Settings, 
         with pytest.raises(ModelError, match=r"may execute code when it is opened|has the sha256"):
             run(*command, *word)
     assert run(*command, "--trusted", "--sha256", digest)[0] == 0
-    kept = resolve_model("tiny", settings)
+    kept = resolve_model("bundle:tiny", settings)
     assert kept.spec.trusted
     assert kept.spec.files["network.pt2"] == digest
     flip_a_byte(kept.folder / "network.pt2")
-    assert "network.pt2 has the sha256" in refusal(lambda: resolve_model("tiny", settings).model_id)
+    assert "network.pt2 has the sha256" in refusal(lambda: resolve_model("bundle:tiny", settings).model_id)
