@@ -107,7 +107,11 @@ def test_a_wrong_value_is_told_with_what_is_allowed(file: Path, line: str, found
         ("images", "s3:///raw/", "Write s3://BUCKET/PREFIX"),
         ("images", "s3://bucket/{{ dss }}/", "Use one of: ds, ds_nodash"),
         ("images", "s3://bucket/{{ day }}/", "Add {{ year }}"),
-        ("model", "torchvsion:resnet18", "expected torchvision:NAME, timm:NAME, bundle:NAME, s3://BUCKET/PREFIX or a folder"),
+        (
+            "model",
+            "torchvsion:resnet18",
+            "expected torchvision:NAME, timm:NAME, bundle:NAME, s3://BUCKET/PREFIX or a folder",
+        ),
         ("model", "gs://bucket/model/", "expected torchvision:NAME"),
     ],
 )
