@@ -175,7 +175,8 @@ class _Work:
 
     def _spec(self, epochs: int) -> ModelSpec:
         pruning, plan = self.request.pruning, self.request.plan
-        method = f"{pruning.channels:g} of the channels removed by magnitude, ranked by {pruning.ranking}"
+        worth = "magnitude" if self.taught is None else "what they carry"
+        method = f"{pruning.channels:g} of the channels removed by {worth}, ranking: {pruning.ranking}"
         provenance: dict[str, Option] = {
             "made_from": self.original.model_id,
             "method": method,
