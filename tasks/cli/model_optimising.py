@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,10 +13,20 @@ from tasks.cli.model_keeping import AsJson, uri_of
 from tasks.settings import load_settings
 from tasks.uris import absolute_uri
 
+if TYPE_CHECKING:
+    from tasks.optimisation.producing import Produced
+
 GATE_MISSED = 1
 
 Labels = Annotated[Path | None, typer.Option(help="A CSV with the columns key and label (name or index).")]
 Rounds = Annotated[int, typer.Option(min=1, help="Measure each model's speed so often, in turn.")]
+MinAgreement = Annotated[
+    float | None, typer.Option(min=0, max=1, help="The share of equal top-1 labels; 0.98 without --labels.")
+]
+MaxAccuracyDrop = Annotated[
+    float | None, typer.Option(min=0, max=1, help="The share of accuracy that may be lost; 0.02 with --labels.")
+]
+To = Annotated[Path | None, typer.Option(help="The new bundle's folder; default: models/NAME in the home.")]
 JudgeImages = Annotated[int | None, typer.Option(min=1, help="Judge by at most so many images.")]
 
 
@@ -29,12 +39,8 @@ def optimise(
         typer.Option(help="Images that int8 is calibrated with. Where they are --judge's, some calibrate."),
     ] = None,
     labels: Labels = None,
-    min_agreement: Annotated[
-        float | None, typer.Option(min=0, max=1, help="The share of equal top-1 labels; 0.98 without --labels.")
-    ] = None,
-    max_accuracy_drop: Annotated[
-        float | None, typer.Option(min=0, max=1, help="The share of accuracy that may be lost; 0.02 with --labels.")
-    ] = None,
+    min_agreement: MinAgreement = None,
+    max_accuracy_drop: MaxAccuracyDrop = None,
     calibrate_images: Annotated[
         int | None, typer.Option(min=1, help="Calibrate with so many; 300, or half where there are fewer than 600.")
     ] = None,
@@ -45,11 +51,11 @@ def optimise(
     rounds: Rounds = 7,
     runtime: Annotated[str | None, typer.Option("--for", help="The runtime that it is for, such as openvino.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the new bundle; default: OLD-PRECISION.")] = None,
-    to: Annotated[Path | None, typer.Option(help="The new bundle's folder; default: models/NAME in the home.")] = None,
+    to: To = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a model of another precision, and keep it only where it is still right."""
-    from tasks.optimisation import optimising, report
+    from tasks.optimisation import optimising
 
     here, settings = Path.cwd(), load_settings()
     request = optimising.Request(
@@ -69,10 +75,18 @@ def optimise(
         to=None if to is None else to.absolute(),
     )
     produced = optimising.optimise(request, settings)
+    tell(produced, (), as_json)
+
+
+def tell(produced: Produced, facts: Sequence[str], as_json: bool) -> None:
+    """Print what became of the order, with the maker's facts; a missed gate ends with exit code 1."""
+    from tasks.optimisation import report
+
     if as_json:
         typer.echo(tables.to_json(produced.content))
     else:
-        lines = (*report.summary(produced.content), report.verdict(produced.content), f"report: {produced.report}")
+        told = produced.content
+        lines = (*report.summary(told), *facts, report.verdict(told), f"report: {produced.report}")
         typer.echo("\n".join(map(tables.printable, lines)))
     if produced.folder is None:
         raise typer.Exit(GATE_MISSED)

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from tasks import progress, tables
+from tasks import progress
 from tasks.cli.model_keeping import AsJson, uri_of
-from tasks.cli.model_optimising import GATE_MISSED, JudgeImages, Labels, Rounds
+from tasks.cli.model_optimising import JudgeImages, Labels, MaxAccuracyDrop, MinAgreement, Rounds, To, tell
 from tasks.settings import load_settings
 from tasks.uris import absolute_uri
 
@@ -31,23 +31,19 @@ def prune(
     ] = "global",
     epochs: Annotated[int, typer.Option(min=1, help="How often to go through the images.")] = 10,
     seed: Annotated[int, typer.Option(min=0, help="Another seed gives other crops.")] = 0,
-    min_agreement: Annotated[
-        float | None, typer.Option(min=0, max=1, help="The share of equal top-1 labels; 0.98 without --labels.")
-    ] = None,
-    max_accuracy_drop: Annotated[
-        float | None, typer.Option(min=0, max=1, help="The share of accuracy that may be lost; 0.02 with --labels.")
-    ] = None,
+    min_agreement: MinAgreement = None,
+    max_accuracy_drop: MaxAccuracyDrop = None,
     distil_images: Annotated[
         int | None, typer.Option(min=1, help="Learn from so many; default: all that do not judge.")
     ] = None,
     judge_images: JudgeImages = None,
     rounds: Rounds = 7,
     name: Annotated[str | None, typer.Option(help="Name of the new bundle; default: OLD-pruned.")] = None,
-    to: Annotated[Path | None, typer.Option(help="The new bundle's folder; default: models/NAME in the home.")] = None,
+    to: To = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a model of fewer channels, teach it by the original, and keep it only where it is still right."""
-    from tasks.optimisation import recovering, report
+    from tasks.optimisation import recovering
     from tasks.optimisation.distilling import Distillation
     from tasks.optimisation.pruning import Pruning
 
@@ -69,18 +65,7 @@ def prune(
     )
     with progress.training(quiet=as_json) as bar:
         produced = recovering.recover(request, settings, bar.advance)
-    if as_json:
-        typer.echo(tables.to_json(produced.content))
-    else:
-        lines = (
-            *report.summary(produced.content),
-            *_facts(produced.content["making"]),
-            report.verdict(produced.content),
-            f"report: {produced.report}",
-        )
-        typer.echo("\n".join(map(tables.printable, lines)))
-    if produced.folder is None:
-        raise typer.Exit(GATE_MISSED)
+    tell(produced, _facts(produced.content["making"]), as_json)
 
 
 def _facts(making: dict[str, Any]) -> list[str]:

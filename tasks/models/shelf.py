@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from tasks.errors import ModelError
 from tasks.models.bundle import Bundle, read_bundle, write_bundle
+from tasks.whole import whole_folder
 
 if TYPE_CHECKING:
+    from tasks.models.runtimes import Logits
     from tasks.settings import Settings
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -60,18 +60,14 @@ def place(folder: Path, name: str) -> Iterator[Path]:
             f"{folder / name} is there already, and holds another model. Give another --name, or remove that one: "
             f"./afterimage models remove {name}."
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=folder, prefix="."))
-    try:
+    with whole_folder(folder / name) as scratch:
         yield scratch
-        scratch.chmod(0o755)  # mkdtemp gives it to this user alone; workers may run as others
-        scratch.rename(folder / name)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def try_out(bundle: Bundle, settings: Settings) -> None:
     """Load a bundle and predict a grey and a noisy image. Raises ModelError where the answer is of no use."""
+    import numpy as np
+
     from tasks.models.runtimes import open_runtime
 
     runtime = open_runtime(bundle, settings)
@@ -84,8 +80,10 @@ def try_out(bundle: Bundle, settings: Settings) -> None:
         runtime.close()
 
 
-def check_logits(bundle: Bundle, logits: np.ndarray) -> None:
+def check_logits(bundle: Bundle, logits: Logits) -> None:
     """Whether one image's logits are what this bundle should give. Raises ModelError."""
+    import numpy as np
+
     if logits.shape != (1, len(bundle.labels)):
         raise ModelError(
             f"{bundle.network} gives {list(logits.shape)} numbers for one image, and {bundle.folder / bundle.spec.labels} has "

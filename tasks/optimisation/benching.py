@@ -8,10 +8,10 @@ from typing import Any
 
 from tasks.errors import ConfigurationError
 from tasks.models.bundle import Bundle
+from tasks.models.cascade import pixels_key
 from tasks.models.resolving import resolve_model
-from tasks.models.spec import Preprocessing
 from tasks.optimisation.choosing import choose_judging
-from tasks.optimisation.comparing import Comparison, compare, decoding_of
+from tasks.optimisation.comparing import Comparison, compare
 from tasks.optimisation.figures import Count, accuracy_of, agreement_of
 from tasks.optimisation.measuring import ROUNDS, Speed, decoding_rate, machine, measure_in_turn
 from tasks.optimisation.report import size_of
@@ -39,12 +39,11 @@ def bench(
     comparison = compare(bundles, sample, settings)
     counts = _counts(comparison, truth, labels)
     speeds = measure_in_turn(bundles, settings, rounds)
-    decoding: dict[Preprocessing, float] = {}
-    for preprocessing in {decoding_of(bundle.spec.preprocessing) for bundle in bundles}:
-        decoding[preprocessing] = decoding_rate(sample, preprocessing, settings)
+    wanted = {pixels_key(bundle.spec.preprocessing): bundle.spec.preprocessing for bundle in bundles}
+    decoding = {key: decoding_rate(sample, preprocessing, settings) for key, preprocessing in wanted.items()}
     names = _names(bundles)
     rows = [
-        _row(names[number], bundle, counts[number], speeds[number], decoding[decoding_of(bundle.spec.preprocessing)])
+        _row(names[number], bundle, counts[number], speeds[number], decoding[pixels_key(bundle.spec.preprocessing)])
         for number, bundle in enumerate(bundles)
     ]
     for row in rows:

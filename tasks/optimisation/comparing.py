@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +17,8 @@ import numpy.typing as npt
 from tasks.errors import ConfigurationError
 from tasks.inference.scoring import softmax
 from tasks.models.bundle import Bundle
+from tasks.models.cascade import pixels_key
 from tasks.models.runtimes import Pixels, Runtime, open_runtime
-from tasks.models.spec import Preprocessing
 from tasks.optimisation.choosing import Sample
 from tasks.optimisation.sample import read_crops
 from tasks.settings import Settings
@@ -79,16 +79,11 @@ def _stacked(rows: dict[str, Row], keys: tuple[str, ...]) -> Answers:
     return Answers(np.stack([rows[key][0] for key in keys]), np.stack([rows[key][1] for key in keys]))
 
 
-def decoding_of(preprocessing: Preprocessing) -> Preprocessing:
-    """What of it decides the pixels: mean and std come behind them, in the network."""
-    return replace(preprocessing, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-
-
 def _by_decoding(bundles: Sequence[Bundle]) -> Iterable[list[int]]:
     """The numbers of the bundles that see the same pixels."""
-    same: dict[Preprocessing, list[int]] = {}
+    same: dict[object, list[int]] = {}
     for number, bundle in enumerate(bundles):
-        same.setdefault(decoding_of(bundle.spec.preprocessing), []).append(number)
+        same.setdefault(pixels_key(bundle.spec.preprocessing), []).append(number)
     return same.values()
 
 

@@ -22,7 +22,8 @@ from tasks.errors import ConfigurationError
 from tasks.inference.scoring import score
 from tasks.models.bundle import Bundle
 from tasks.models.cascade import pixels_key
-from tasks.models.runtimes import Logits, Pixels, Runtime, open_runtime
+from tasks.models.runtimes import Pixels, Runtime, open_runtime
+from tasks.optimisation.comparing import forward
 from tasks.optimisation.sample import Crops, lot, read_crops
 from tasks.settings import Settings
 from tasks.storage.base import ImageObject
@@ -252,15 +253,8 @@ def _answers(bundle: Bundle, runtime: Runtime, crops: Crops) -> dict[str, tuple[
     """{key: (the best label's index, its margin)}, as a run computes them."""
     if not crops.keys:
         return {}
-    scored = zip(crops.keys, score(_forward(runtime, crops.pixels), bundle.labels, 1), strict=True)
+    scored = zip(crops.keys, score(forward(runtime, crops.pixels), bundle.labels, 1), strict=True)
     return {key: (one.label_index, one.margin) for key, one in scored if one is not None}
-
-
-def _forward(runtime: Runtime, pixels: Pixels) -> Logits:
-    size = runtime.batch_size
-    parts = [pixels[start : start + size] for start in range(0, len(pixels), size)]
-    with ThreadPoolExecutor(runtime.streams, "forward") as pool:
-        return np.concatenate(list(pool.map(runtime.predict, parts)))
 
 
 def _rates(runtimes: Sequence[Runtime], pixels: Sequence[Pixels]) -> tuple[float, float]:

@@ -9,9 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
-import shutil
-import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,6 +20,7 @@ from tasks.errors import ModelError
 from tasks.extras import require
 from tasks.models import onnx_form
 from tasks.models.bundle import Bundle
+from tasks.whole import whole_folder
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -54,17 +52,12 @@ def onnx_file(bundle: Bundle, compiled: Path) -> Path:
 
 def keep(folder: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a folder under a scratch name, then rename it; of workers that race the first one's stays."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent))
     try:
-        write(scratch)
-        scratch.chmod(0o755)  # mkdtemp gives it to this user alone; workers may run as others
-        os.rename(scratch, folder)
+        with whole_folder(folder) as scratch:
+            write(scratch)
     except OSError:
         if not folder.exists():
             raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def export(bundle: Bundle) -> ModelProto:
