@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.errors import ConfigurationError
 from tasks.models.resolving import resolve_model
+from tasks.models.shelf import NAME
 from tasks.optimisation.choosing import Sample, choose_judging, choose_samples
 from tasks.optimisation.figures import Gate
 from tasks.optimisation.making import Maker, Task, choose_maker
@@ -17,8 +17,6 @@ from tasks.optimisation.truth import Truth, read_truth
 from tasks.settings import Settings
 
 MAX_ACCURACY_DROP, MIN_AGREEMENT = 0.02, 0.98
-
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,8 @@ def name_of(wanted: str | None, default: str) -> str:
     name = default if wanted is None else wanted
     if not NAME.fullmatch(name):
         raise ConfigurationError(
-            f"{name!r} is no name for a bundle: it names a folder. Give --name with letters, digits, `_`, `.` and `-`."
+            f"{name!r} is no name for a bundle: it names a folder. "
+            "Give --name with letters, digits, `_`, `.` and `-`, a letter or digit first."
         )
     return name
 
