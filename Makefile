@@ -45,17 +45,19 @@ lock: $(UV)  ## Pin every package with hashes, for Python 3.11, 3.12 and 3.13
 	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate \
 		--custom-compile-command "make lock" requirements.in -o requirements.txt
 	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate \
+		--custom-compile-command "make lock" requirements-core.in -c requirements.txt -o requirements-core.txt
+	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate \
 		--custom-compile-command "make lock" requirements-dev.in -o requirements-dev.txt
 	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate \
 		--custom-compile-command "make lock" requirements-uv.in -o requirements-uv.txt
 	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate \
 		--custom-compile-command "make lock" requirements-bench.in -o requirements-bench.txt
 
-	for extra in nncf pruning timm onnx tensorrt; do \
+	for extra in nncf pruning timm onnx ray tensorrt; do \
 		$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate \
 			--custom-compile-command "make lock" extras/$$extra.in -o extras/$$extra.txt || exit 1; done
 
-# nncf, pruning, timm, onnx or tensorrt: what each is for stands in extras/NAME.in.
+# nncf, pruning, timm, onnx, ray or tensorrt: what each is for stands in extras/NAME.in.
 extra-%: $(VENV)/.installed  ## Install an extra: make extra-nncf
 	$(UV) pip install -q --python $(PY) --require-hashes -r extras/$*.txt
 

@@ -27,12 +27,13 @@ class Division:
 
 @dataclass(frozen=True, slots=True)
 class DedupeOptions:
-    """What the pipeline and the run say about deduplication."""
+    """What the pipeline and the run say about deduplication; `workers` is how many shards there are at least."""
 
     force: bool
     limit: int | None
     shard_seconds: float
     max_shards: int
+    workers: int = 1
     dry_run: bool = False
 
 
@@ -70,5 +71,5 @@ def deduplicate(
             reconciling.forget_mended(connection, staging, model_no)
         rate = rows.measured_rate(connection, model_no)
         per_shard = DEFAULT_SHARD_IMAGES if rate is None else max(1, round(rate * options.shard_seconds))
-        sizes = rows.assign_shards(connection, staging, per_shard, options.max_shards)
+        sizes = rows.assign_shards(connection, staging, per_shard, options.workers, options.max_shards)
     return Division(model_no, sizes)

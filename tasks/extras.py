@@ -16,6 +16,7 @@ EXTRAS = {
     "onnx": "onnx",
     "onnxruntime": "onnx",
     "onnxscript": "onnx",
+    "ray": "ray",
     "tensorrt": "tensorrt",
 }
 

@@ -8,62 +8,38 @@ Each one opens what it needs and returns plain values, so that it can run in a p
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import Engine
 
-from tasks import reporting
-from tasks.cache.commits import Scope
-from tasks.cache.database import cache_name, connect
-from tasks.cache.ledger import ShardLedger
-from tasks.cache.migrating import prepare
+from tasks import reporting, worker
+from tasks.cache.database import cache_name
 from tasks.cache.runs import RunStart, find_staging, forget_run, listing_of, open_run
 from tasks.cache.staging import expected_work, stage_page
 from tasks.deduplication import DedupeOptions
 from tasks.deduplication import deduplicate as divide
+from tasks.engines import ShardEngine
 from tasks.engines.local import run_shards
-from tasks.errors import ConfigurationError, DatabaseUnavailable, ModelChanged, StagingLost
+from tasks.errors import StagingLost
 from tasks.listing import KeyFilter, list_pages
 from tasks.location import Location, parse_location
-from tasks.models.cascade import Model, resolve_models
-from tasks.observation import Observation
+from tasks.models.cascade import resolve_models
 from tasks.plan import RunRequest, ShardDescriptor
 from tasks.settings import Settings
 from tasks.storage import open_store
 from tasks.window import EVERYTHING, SCHEDULED
-
-if TYPE_CHECKING:
-    from tasks.models.runtimes import Runtime
+from tasks.worker import Observe, Progress, decoder_of, no_observation, no_progress
 
 log = logging.getLogger(__name__)
 
 format_summary = reporting.format_summary
 
-Progress = Callable[[int], None]
-
-
-def open_cache(settings: Settings, statement_timeout: timedelta | None = None) -> Engine:
-    """The cache, migrated (SQLite) or checked (PostgreSQL)."""
-    engine = connect(settings.database_url, statement_timeout)
-    prepare(engine)
-    return engine
-
-
-def check_cache(engine: Engine, expected: str) -> None:
-    """The steps of a run must meet in one database. Raises DatabaseUnavailable, which is tried again.
-
-    Airflow answers a Connection that it cannot fetch for a moment as one that does not exist, and the task would go on
-    with the default of its environment.
-    """
-    found = cache_name(engine)
-    if found != expected:
-        raise DatabaseUnavailable(
-            f"This task would use the cache {found}, and list_images used {expected}. Give all workers the same "
-            "Connection afterimage_database or AFTERIMAGE_DATABASE."
-        )
+# Airflow's tasks find every step of the road here.
+open_cache = worker.open_cache
+check_cache = worker.check_cache
+predict_shard = worker.predict_shard
 
 
 def list_images(request: RunRequest, settings: Settings, engine: Engine | None = None) -> dict[str, Any]:
@@ -93,11 +69,12 @@ def deduplicate(request: RunRequest, settings: Settings, engine: Engine | None =
     location = parse_location(request.pipeline.images)
     listing = _listing(request, settings)
     _check_listing(listing_of(engine, staging), listing)
+    table = request.pipeline
     options = DedupeOptions(
-        request.force, request.limit, request.pipeline.shard_seconds, request.pipeline.max_shards, request.dry_run
+        request.force, request.limit, table.shard_seconds, table.max_shards, table.workers, request.dry_run
     )
     saw, retried = _saw(request, location), _retried(request, location)
-    division = divide(engine, staging, model, _decoder(model), options, saw, retried)
+    division = divide(engine, staging, model, decoder_of(model), options, saw, retried)
     log.info("%s", reporting.format_summary(expectation(request, settings, engine)))
     if request.dry_run:
         return []
@@ -120,37 +97,6 @@ def deduplicate(request: RunRequest, settings: Settings, engine: Engine | None =
         )
         for number, count in enumerate(division.sizes)
     ]
-
-
-def predict_shard(
-    descriptor: ShardDescriptor,
-    settings: Settings,
-    engine: Engine | None = None,
-    on_progress: Progress = lambda _images: None,
-    stop_after: timedelta | None = None,
-    observe: Callable[[Observation], None] = lambda _observation: None,
-) -> dict[str, int]:
-    """Predict what is open in one shard; {outcome: rows} of the whole shard, as its rows show them.
-
-    After `stop_after` it ends with a commit, and the rest is `open`. Raises ModelChanged where the bundle is not the
-    one that was frozen.
-    """
-    from tasks.inference.shard import Shard
-    from tasks.inference.shard import predict_shard as run_shard
-
-    engine = engine or open_cache(settings)
-    check_cache(engine, descriptor.cache)
-    model = _frozen_model(descriptor, settings)
-    location = parse_location(descriptor.images)
-    _check_source(location.source(settings.s3_endpoint), descriptor.source)
-    store = open_store(location, settings)
-    scope = Scope(descriptor.staging, descriptor.shard, descriptor.model_no, _decoder(model), descriptor.force)
-    ledger = ShardLedger(engine, scope)
-    with _open_runtimes(model, settings) as runtimes:
-        shard = Shard(ledger, store, model, runtimes, settings, descriptor, stop_after, observe)
-        outcomes = run_shard(shard, on_progress)
-    log.info("%s: %s", descriptor.label, outcomes)
-    return outcomes
 
 
 def publish_run(request: RunRequest, settings: Settings, engine: Engine | None = None) -> dict[str, Any]:
@@ -199,8 +145,9 @@ def run(
     request: RunRequest,
     settings: Settings,
     on_plan: Callable[[list[ShardDescriptor]], None] = lambda _shards: None,
-    on_progress: Progress = lambda _images: None,
-    engine_of_shards: Callable[[Iterable[ShardDescriptor], Callable[[ShardDescriptor], object]], None] = run_shards,
+    on_progress: Progress = no_progress,
+    engine_of_shards: ShardEngine = run_shards,
+    observe: Observe = no_observation,
 ) -> dict[str, Any]:
     """The whole road in one call; `engine_of_shards` decides where the shards run.
 
@@ -213,7 +160,7 @@ def run(
         on_plan(shards)
         if request.dry_run:
             return report_dry_run(request, settings, engine)
-        engine_of_shards(shards, lambda shard: predict_shard(shard, settings, engine, on_progress))
+        engine_of_shards(shards, settings, on_progress, observe)
         return publish_run(request, settings, engine)
     except BaseException:
         close_run(request, settings, engine)
@@ -239,14 +186,6 @@ def _check_listing(then: dict[str, Any], now: dict[str, Any]) -> None:
         raise StagingLost(f"Since list_images {'; '.join(changed)}. Clear list_images, so that the run starts anew.")
 
 
-def _check_source(found: str, expected: str) -> None:
-    if found != expected:
-        raise ConfigurationError(
-            f"This worker would read from {found}, and the images were listed in {expected}. Give all workers the same "
-            "AFTERIMAGE_S3_ENDPOINT or Connection afterimage_storage."
-        )
-
-
 def _key_filter(request: RunRequest) -> KeyFilter:
     return KeyFilter(request.pipeline.include, request.pipeline.exclude)
 
@@ -267,34 +206,3 @@ def _retried(request: RunRequest, location: Location) -> Callable[[str], bool] |
     if template is None or request.run_type != SCHEDULED:
         return None
     return lambda key: keys.wants(key) and template.matches(key, EVERYTHING)
-
-
-@contextmanager
-def _open_runtimes(model: Model, settings: Settings) -> Iterator[tuple[Runtime, ...]]:
-    """A runtime for each bundle of the model; at the end they let go of their memory, whatever happened."""
-    from tasks.models.runtimes import open_runtime
-
-    with ExitStack() as opened:
-        runtimes = []
-        for bundle in model.stages:
-            runtimes.append(open_runtime(bundle, settings))
-            opened.callback(runtimes[-1].close)
-        yield tuple(runtimes)
-
-
-def _frozen_model(descriptor: ShardDescriptor, settings: Settings) -> Model:
-    model = resolve_models(descriptor.models, descriptor.margins, settings)
-    if model.model_id != descriptor.model_id:
-        raise ModelChanged(
-            f"{' + '.join(descriptor.models)} has the fingerprint {model.model_id[:12]} here, and had "
-            f"{descriptor.model_id[:12]} at deduplicate. Bring back that bundle, or clear deduplicate to go on with this one."
-        )
-    return model
-
-
-def _decoder(model: Model) -> str:
-    """The versions of all decoders that the model's images go through."""
-    from tasks.inference.decoding.policies import decoder_version
-
-    policies = dict.fromkeys(bundle.spec.preprocessing.decode for bundle in model.stages)
-    return "; ".join(decoder_version(policy) for policy in policies)

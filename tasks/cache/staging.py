@@ -136,13 +136,18 @@ def _numbered(staging: Staging) -> Select[tuple[str, int]]:
     return select(work_item.c.key, position).where(*of(staging), work_item.c.outcome.is_(None))
 
 
-def assign_shards(connection: Connection, staging: Staging, images_per_shard: int, max_shards: int) -> list[int]:
-    """Number the open rows into shards of nearly equal size and return how many rows each has."""
+def assign_shards(
+    connection: Connection, staging: Staging, images_per_shard: int, min_shards: int, max_shards: int
+) -> list[int]:
+    """Number the open rows into shards of nearly equal size and return how many rows each has.
+
+    There are at least `min_shards` where there are as many images, so that as many workers have something to do.
+    """
     mine = of(staging)
     count = connection.execute(
         select(func.count()).select_from(work_item).where(*mine, work_item.c.outcome.is_(None))
     ).scalar_one()
-    shards = min(max_shards, ceil(count / images_per_shard))
+    shards = min(max_shards, max(ceil(count / images_per_shard), min(min_shards, count)))
     if shards > 0:
         numbered = _numbered(staging).subquery()
         connection.execute(

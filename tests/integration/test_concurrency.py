@@ -42,7 +42,7 @@ def staged(url: str, run_id: str, count: int) -> tuple[Staging, int]:
     stage_page(engine, staging, [image(number) for number in range(count)], 0)
     with writing(engine) as connection:
         model_no = register_model(connection, "m" * 64, "m", "1", {})
-        assign_shards(connection, staging, count, 1)
+        assign_shards(connection, staging, count, 1, 1)
     return staging, model_no
 
 

@@ -339,6 +339,22 @@ def test_max_shards_bounds_their_number(runner: MakeRunner) -> None:
     assert sorted(shard.count for shard in road.deduplicate(request, divided.settings)) == [2, 2, 2, 3, 3]
 
 
+@pytest.mark.parametrize(("workers", "max_shards", "counts"), [(3, 64, [4, 4, 4]), (99, 64, [1] * 12), (3, 2, [6, 6])])
+def test_every_worker_gets_a_shard(runner: MakeRunner, workers: int, max_shards: int, counts: list[int]) -> None:
+    _, shards = runner(workers=workers, max_shards=max_shards).plan()
+    assert [shard.count for shard in shards] == counts
+
+
+def test_a_worker_loads_the_model_once_for_all_its_shards(runner: MakeRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tasks.models import runtimes
+
+    opened = []
+    load = runtimes.open_runtime
+    monkeypatch.setattr(runtimes, "open_runtime", lambda *given: opened.append(load(*given)) or opened[-1])
+    assert outcomes(runner(workers=3).run()) == {"predicted": 12}
+    assert len(opened) == 1
+
+
 def test_descriptors_are_small_and_hold_no_keys(runner: MakeRunner) -> None:
     _, shards = runner().plan()
     text = json.dumps([shard.to_dict() for shard in shards])
