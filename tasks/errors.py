@@ -16,6 +16,7 @@
         ├── StagingLost             the staging rows that a shard was promised are not there
         ├── ModelChanged            the bundle is not the one that deduplicate saw
         ├── GlobalFault             nothing can be read or predicted, so no image is to blame
+        ├── WorkersLost             the processes or nodes that did the shards died again and again
         ├── Interrupted             SIGTERM: the finished work is committed, the rest is open
         ├── InvariantViolation      listed != the sum of the outcomes
         └── TooManyFailures         more than max_failure_rate of the images failed; all is committed
@@ -96,6 +97,10 @@ class ModelChanged(RunError):
 
 class GlobalFault(RunError):
     """Nothing can be read or predicted, so no image is to blame."""
+
+
+class WorkersLost(RunError):
+    """The processes or nodes that did the shards died, and starting them anew did not help."""
 
 
 class Interrupted(RunError):

@@ -86,6 +86,16 @@ def load_settings(**overrides: Any) -> Settings:
         raise ConfigurationError("\n".join(_setting_problems(error))) from None
 
 
+def environment_of(settings: Settings) -> dict[str, str]:
+    """The variables that give another process of this machine the same settings, secrets included: never log them."""
+    given = ((name, getattr(settings, name)) for name in sorted(settings.model_fields_set))
+    return {f"AFTERIMAGE_{name.upper()}": _plain(value) for name, value in given if value is not None}
+
+
+def _plain(value: object) -> str:
+    return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+
+
 def _setting_problems(error: ValidationError) -> Iterable[str]:
     for problem in error.errors():
         name = ".".join(str(part) for part in problem["loc"])

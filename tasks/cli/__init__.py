@@ -11,8 +11,9 @@ import logging
 import signal
 import sys
 import uuid
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from sqlalchemy.exc import SQLAlchemyError
@@ -29,6 +30,9 @@ from tasks.plan import RunRequest
 from tasks.settings import Settings, load_settings
 from tasks.uris import absolute_models, absolute_uri
 from tasks.window import resolve
+
+if TYPE_CHECKING:
+    from tasks.engines import ShardEngine
 
 SOME_FAILED, COULD_NOT_RUN = 1, 2
 
@@ -78,6 +82,10 @@ def predict(
     force: Annotated[bool, typer.Option("--force", help="Predict again what is in the cache already.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Predict at most so many new images.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List and deduplicate, and stop.")] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, max=1024, help="Processes that share the work: one for each GPU, or on the cores."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Predict what is new, and print what became of every image."""
@@ -87,7 +95,7 @@ def predict(
     request = RunRequest(
         key=RunKey("cli", str(uuid.uuid4())),
         run_type="cli",
-        pipeline=_pipeline(settings, name, images, model or [], margin or []),
+        pipeline=_pipeline(settings, name, images, model or [], margin or [], workers),
         # With another model this is no run of the pipeline, whose current model must not change for it.
         name=None if model or margin else name,
         window=resolve(run_type="cli", window_start=since, window_end=until),
@@ -99,7 +107,7 @@ def predict(
     signal.signal(signal.SIGTERM, _end)
     with progress.images(quiet=as_json) as bar:
         try:
-            counts = road.run(request, settings, on_plan=bar.plan, on_progress=bar.advance)
+            counts = road.run(request, settings, bar.plan, bar.advance, _engine(workers))
         except TooManyFailures as error:
             failed_run, counts = str(error), road.summary_of(request, settings)
     typer.echo(json.dumps(counts) if as_json else road.format_summary(counts))
@@ -192,8 +200,19 @@ def _cache(database: str | None) -> Any:
     return road.open_cache(_settings(database))
 
 
+def _engine(workers: int | None) -> ShardEngine:
+    from tasks.engines import local, processes
+
+    return local.run_shards if workers in (None, 1) else partial(processes.run_shards, workers=workers)
+
+
 def _pipeline(
-    settings: Settings, name: str | None, images: str | None, model: list[str], margin: list[float]
+    settings: Settings,
+    name: str | None,
+    images: str | None,
+    model: list[str],
+    margin: list[float],
+    workers: int | None,
 ) -> Pipeline:
     if (name is None) == (images is None):
         raise typer.BadParameter("give the name of a pipeline, or --images with --model")
@@ -205,6 +224,8 @@ def _pipeline(
         changed["cascade_margin"] = None
     if margin:
         changed["cascade_margin"] = margin[0] if len(margin) == 1 else margin
+    if workers is not None:
+        changed["workers"] = workers
     if name is not None:
         table = find_pipeline(settings.pipelines, name)
         return make_pipeline({**table.model_dump(), **changed}, f"{name} with these options") if changed else table

@@ -1,6 +1,7 @@
 """Where shards run when Airflow does not decide it.
 
 local.py        one after the other, in this process
+processes.py    in several processes of this machine, by torchrun; rank.py is one of them, board.py is what they share
 
 An engine takes the shards of a run and has the worker function (worker.py) do each of them; shards travel, never pixels.
 It ends when all are done, or raises the first error that another try cannot mend; what was committed stays.
