@@ -6,6 +6,7 @@ VENV := .venv
 UV := $(VENV)/bin/uv
 PY := $(VENV)/bin/python
 BENCH := .venv-bench
+JOBS ?= 2
 export PYTHONPATH := $(CURDIR)
 
 .PHONY: help demo ui test bench lint types format lock clean compose-check
@@ -19,8 +20,10 @@ demo: $(VENV)/.installed  ## Install, make a bucket and a model, and run the pip
 ui: $(VENV)/.installed  ## Airflow in the browser, with the demo's data
 	@$(PY) -m demo.ui
 
+# Most tests share a machine well. What starts an Airflow, a farm or a browser has it to itself.
 test: $(VENV)/.installed-dev lint types  ## Lint, types and all tests
-	$(PY) -m pytest
+	$(PY) -m pytest -n $(JOBS) --dist loadfile -m "not alone"
+	$(PY) -m pytest -m alone
 
 # The whole of it takes hours; ARGS="decode --rounds 3" takes one row. benchmarks/README.md tells the rest.
 bench: $(VENV)/.installed $(BENCH)/.installed  ## Measure beside DataLoader, Ray Data, Daft and SPDL, and print the table

@@ -22,7 +22,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SEED = int(os.environ.get("AFTERIMAGE_TEST_SEED", random.SystemRandom().randrange(10**6)))
+# In the environment, so that all processes of a parallel run draw from the same one.
+SEED = int(os.environ.setdefault("AFTERIMAGE_TEST_SEED", str(random.SystemRandom().randrange(10**6))))
 TEST_DATA = Path(os.environ.get("AFTERIMAGE_TEST_DATA", ROOT.parent / "shared" / "data"))
 
 # Before anything imports Airflow: its home must not be this user's, and its examples are not ours.

@@ -21,7 +21,7 @@ from tests.conftest import free_port, outer_environment
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-pytestmark = pytest.mark.chromium
+pytestmark = [pytest.mark.chromium, pytest.mark.alone]
 
 # Without a schedule: Trigger lets a paused DAG run, and a scheduled run would be first to predict.
 PIPELINE = '[digits]\nimages = "bucket"\nmodel = "model"\n'

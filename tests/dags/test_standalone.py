@@ -20,6 +20,8 @@ from tests.dags.standalone import Standalone
 from tests.pictures import picture, write_pictures, write_small_bundle
 from tests.runner import Runner, outcomes
 
+pytestmark = pytest.mark.alone
+
 DAY = datetime(2026, 3, 1, tzinfo=UTC)
 PER_DAY = 30
 

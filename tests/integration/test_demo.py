@@ -7,9 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from demo.bucket import SPECIAL_KEY
 from tests.conftest import outer_environment
 from tests.runner import Runner
+
+pytestmark = pytest.mark.alone
 
 PIPELINE = '[digits]\nimages = "bucket"\nmodel = "model"\nschedule = "@daily"\n'
 

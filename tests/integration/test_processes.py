@@ -24,6 +24,8 @@ from tests.conftest import ROOT, outer_environment
 from tests.pictures import write_pictures, write_small_bundle
 from tests.runner import Runner, outcomes
 
+pytestmark = pytest.mark.alone
+
 IMAGES = 80
 COMMIT = 5
 BATCH = 4
