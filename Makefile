@@ -40,8 +40,8 @@ format: $(VENV)/.installed-dev  ## Let ruff mend what it can
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-compose-check: $(VENV)/.installed-dev  ## Check docker-compose.yaml and its environment
-	$(PY) -m pytest tests/unit/test_compose.py
+compose-check: $(VENV)/.installed-dev  ## Check docker-compose.yaml, Dockerfile, .env.example and deploy/kubernetes
+	$(PY) -m pytest $(addprefix tests/unit/test_,$(addsuffix .py,compose compose_profiles scripts image monitoring kubernetes))
 
 # requirements-uv.txt comes first in a new environment, so it is compiled by the uv that is there.
 lock: $(UV)  ## Pin every package with hashes, for Python 3.11, 3.12 and 3.13
@@ -53,6 +53,8 @@ lock: $(UV)  ## Pin every package with hashes, for Python 3.11, 3.12 and 3.13
 		--custom-compile-command "make lock" requirements-dev.in -o requirements-dev.txt
 	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate \
 		--custom-compile-command "make lock" requirements-uv.in -o requirements-uv.txt
+	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate \
+		--custom-compile-command "make lock" requirements-sbom.in -o requirements-sbom.txt
 	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate \
 		--custom-compile-command "make lock" requirements-bench.in -o requirements-bench.txt
 

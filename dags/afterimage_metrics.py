@@ -5,6 +5,7 @@ Outcome and stage stand in the name, because plain StatsD drops tags; pipeline a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +16,8 @@ from tasks.observation import Observation
 
 def send(pipeline: str, observation: Observation) -> None:
     """Send one observation; metrics that cannot be sent stop no work, Airflow's clients see to that."""
-    tags = {"pipeline": pipeline, "device": observation.device}
+    # StatsD's tags are a part of the name, and Airflow drops a metric whose name holds a space.
+    tags = {"pipeline": pipeline, "device": re.sub(r"[^\w.-]+", "_", observation.device, flags=re.ASCII)}
     for name, count in counters(observation):
         stats.incr(f"afterimage.{name}", count, tags=tags)
     for name, value in gauges(observation):

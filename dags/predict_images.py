@@ -34,6 +34,7 @@ from functools import partial
 from typing import Any
 
 from afterimage_context import current_request, current_settings
+from afterimage_executor import shard_options
 from afterimage_metrics import send
 from airflow.sdk import (
     DAG,
@@ -144,7 +145,13 @@ def build(pipeline: Pipeline, schedule: Any = None) -> DAG:
             shards = road.deduplicate(current_request(pipeline), settings, engine)
             return [shard.to_dict() for shard in shards]
 
-        @task(pool=POOL, queue=QUEUE, execution_timeout=shard_timeout, map_index_template="{{ shard_label }}")
+        @task(
+            pool=POOL,
+            queue=QUEUE,
+            execution_timeout=shard_timeout,
+            map_index_template="{{ shard_label }}",
+            **shard_options(load_settings().executor),
+        )
         def predict_and_upsert(shard: dict[str, Any]) -> dict[str, int]:
             from tasks import road
             from tasks.plan import ShardDescriptor

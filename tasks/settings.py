@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -16,6 +16,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from tasks.errors import ConfigurationError
 
 PROJECT = Path(__file__).resolve().parent.parent
+
+Environment = TypeVar("Environment", bound=BaseSettings)
 
 
 class Settings(BaseSettings):
@@ -31,6 +33,10 @@ class Settings(BaseSettings):
     home: Path = Field(PROJECT / "var", description="Where the program keeps files: the default cache, models, demo.")
     pipelines: Path = Field(PROJECT / "pipelines.toml", description="The file with one table for each pipeline.")
     database: SecretStr | None = Field(None, description="URL of the cache; SQLite under `home` where it is not set.")
+    executor: Literal["local", "celery", "kubernetes"] = Field(
+        "local",
+        description="Which of Airflow's executors shards ask for; local asks for none and takes Airflow's first.",
+    )
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,2})?)$")] = Field(
         "auto", description="Where the forward pass runs: auto, cpu, cuda or, of several GPUs, cuda:N."
     )
@@ -80,10 +86,16 @@ class Settings(BaseSettings):
 
 def load_settings(**overrides: Any) -> Settings:
     """Read the environment; keyword arguments win over it. Raises ConfigurationError."""
+    return read_environment(Settings, **overrides)
+
+
+def read_environment(kind: type[Environment], **overrides: Any) -> Environment:
+    """Settings of any kind, from the variables with its prefix; keyword arguments win. Raises ConfigurationError."""
     try:
-        return Settings(**overrides)
+        return kind(**overrides)
     except ValidationError as error:
-        raise ConfigurationError("\n".join(_setting_problems(error))) from None
+        prefix = str(kind.model_config["env_prefix"])
+        raise ConfigurationError("\n".join(_setting_problems(error, prefix))) from None
 
 
 def environment_of(settings: Settings) -> dict[str, str]:
@@ -96,7 +108,7 @@ def _plain(value: object) -> str:
     return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
 
 
-def _setting_problems(error: ValidationError) -> Iterable[str]:
+def _setting_problems(error: ValidationError, prefix: str) -> Iterable[str]:
     for problem in error.errors():
         name = ".".join(str(part) for part in problem["loc"])
-        yield f"AFTERIMAGE_{name.upper()} is {problem['input']!r}: {problem['msg']}. Set it to such a value, or unset it."
+        yield f"{prefix}{name.upper()} is {problem['input']!r}: {problem['msg']}. Set it to such a value, or unset it."

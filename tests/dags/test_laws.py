@@ -53,6 +53,17 @@ def test_a_cascade_has_a_dag_and_one_without_a_margin_is_an_import_error(
     assert "[wrong] lacks the key 'cascade_margin'" in message
 
 
+def test_a_wrong_executor_is_an_import_error(airflow: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AFTERIMAGE_EXECUTOR", "dask")
+    bag = load_dags()
+    assert bag.dags == {}
+    assert any("AFTERIMAGE_EXECUTOR is 'dask'" in message for message in bag.import_errors.values())
+
+
+def test_shards_ask_for_no_executor_where_none_is_set(bag: Any) -> None:
+    assert {task.executor for dag in bag.dags.values() for task in dag.tasks} == {None}
+
+
 def test_the_steps_stand_in_their_order(bag: Any) -> None:
     dag = bag.dags["predict_plain"]
     edges = {name: sorted(task.downstream_task_ids) for name, task in dag.task_dict.items()}

@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-HEAVY = ("torch", "torchvision", "PIL", "numpy", "boto3", "obstore", "openvino")
+HEAVY = ("torch", "torchvision", "PIL", "numpy", "boto3", "obstore", "openvino", "kubernetes")
 
 LIGHT_FILES = sorted(path.relative_to(ROOT) for folder in ("dags", "plugins") for path in (ROOT / folder).rglob("*.py"))
 

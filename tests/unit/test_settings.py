@@ -298,6 +298,7 @@ def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) ->
         ("DECODERS", "-1", "greater than or equal to 1"),
         ("DEVICE", "tpu", "(auto|cpu|cuda("),
         ("DEVICE", "cuda:x", "(auto|cpu|cuda("),
+        ("EXECUTOR", "dask", "'local', 'celery' or 'kubernetes'"),
     ],
 )
 def test_a_wrong_variable_is_told_with_what_is_allowed(
