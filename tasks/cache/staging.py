@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import ceil
 from typing import Any
 
@@ -11,13 +12,13 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Engine,
-    Select,
     and_,
     delete,
     exists,
     func,
     or_,
     select,
+    text,
     update,
 )
 
@@ -69,6 +70,18 @@ def _copy(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
             copy.write_row(row)
 
 
+def refresh_statistics(engine: Engine) -> None:
+    """Tell PostgreSQL's planner of the rows that were staged just now.
+
+    It takes a run that it has not heard of for one row, and compares that with every image there is in a nested loop,
+    whose time grows with the square of their number. Its own look at the table comes a minute late. Only the owner of a
+    table may analyse it; others are passed over with a warning.
+    """
+    if not is_sqlite(engine):
+        with writing(engine) as connection:
+            connection.execute(text(f"ANALYZE {SCHEMA}.work_item"))
+
+
 def classify(connection: Connection, staging: Staging, rules: Rules) -> None:
     """Give every staged row that needs no work its outcome: cached, known_bad or deferred.
 
@@ -88,11 +101,14 @@ def classify(connection: Connection, staging: Staging, rules: Rules) -> None:
             update(work_item).where(*open_rows, _is_known_bad(row.source_no, rules)).values(outcome="known_bad")
         )
     if rules.limit is not None:
-        numbered = _numbered(staging).subquery()
         taken = [work_item.c.outcome == name for name in ("predicted", "reused", "failed", "vanished")]
-        done = select(func.count()).select_from(work_item).where(*mine, or_(*taken)).scalar_subquery()
-        beyond = select(numbered.c.key).where(numbered.c.position + done >= rules.limit)
-        connection.execute(update(work_item).where(*mine, work_item.c.key.in_(beyond)).values(outcome="deferred"))
+        done = connection.execute(select(func.count()).select_from(work_item).where(*mine, or_(*taken))).scalar_one()
+        for beyond in _keys_at(connection, staging, [max(0, rules.limit - done)]):
+            connection.execute(
+                update(work_item)
+                .where(*mine, work_item.c.outcome.is_(None), work_item.c.key >= beyond)
+                .values(outcome="deferred")
+            )
 
 
 def _is_cached(source_no: int, rules: Rules) -> ColumnElement[bool]:
@@ -130,10 +146,12 @@ def of(staging: Staging) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
     return work_item.c.run_no == staging.run_no, work_item.c.generation == staging.generation
 
 
-def _numbered(staging: Staging) -> Select[tuple[str, int]]:
-    """The open rows in key order, numbered from 0."""
+def _keys_at(connection: Connection, staging: Staging, positions: Sequence[int]) -> list[str]:
+    """The keys at some positions of the open rows in key order, counted from 0; none where there are fewer rows."""
     position = (func.row_number().over(order_by=work_item.c.key) - 1).label("position")
-    return select(work_item.c.key, position).where(*of(staging), work_item.c.outcome.is_(None))
+    numbered = select(work_item.c.key, position).where(*of(staging), work_item.c.outcome.is_(None)).subquery()
+    found = select(numbered.c.key).where(numbered.c.position.in_(positions)).order_by(numbered.c.key)
+    return list(connection.execute(found).scalars())
 
 
 def assign_shards(
@@ -148,13 +166,12 @@ def assign_shards(
         select(func.count()).select_from(work_item).where(*mine, work_item.c.outcome.is_(None))
     ).scalar_one()
     shards = min(max_shards, max(ceil(count / images_per_shard), min(min_shards, count)))
-    if shards > 0:
-        numbered = _numbered(staging).subquery()
-        connection.execute(
-            update(work_item)
-            .where(*mine, work_item.c.key == numbered.c.key)
-            .values(shard=numbered.c.position * shards // count)
-        )
+    # A shard is a range of keys. Joining rows with their numbers would leave the way to the database, and without fresh
+    # statistics PostgreSQL takes each row's number from a new pass over all rows.
+    first = _keys_at(connection, staging, [-(-number * count // shards) for number in range(shards)])
+    for number, (start, end) in enumerate(pairwise([*first, None])):
+        keys = [work_item.c.key >= start, *([] if end is None else [work_item.c.key < end])]
+        connection.execute(update(work_item).where(*mine, work_item.c.outcome.is_(None), *keys).values(shard=number))
     sizes = connection.execute(
         select(work_item.c.shard, func.count())
         .where(*mine, work_item.c.shard.is_not(None))
