@@ -1,10 +1,11 @@
 # Two images from one file:
 #
-#   core     Airflow and the program without torch: API server, DAG processor, triggerer, and the scheduler of Celery or Kubernetes
+#   core     Airflow and the program without torch: API server, DAG processor, triggerer, and the scheduler of Celery or
+#            Kubernetes
 #   worker   all of it: whatever runs tasks, which under LocalExecutor is the scheduler
 #
-# They share the layers of core's packages. Nothing is fetched when a container starts. Each has a list of its Python packages with
-# their licences in /opt/sbom.json (CycloneDX); `docker buildx build --sbom=true` attests Debian's as well.
+# They share the layers of core's packages. Nothing is fetched when a container starts. Each has a list of its Python
+# packages with their licences in /opt/sbom.json (CycloneDX); `docker buildx build --sbom=true` attests Debian's as well.
 # Health checks belong to services and stand in docker-compose.yaml: each asks something else.
 FROM python:3.12.13-slim-trixie AS installer
 COPY requirements-uv.txt /
@@ -32,7 +33,7 @@ RUN --mount=type=bind,from=installer,source=/usr/local/bin/uv,target=/usr/local/
     --mount=type=cache,target=/root/.cache/uv \
     UV_LINK_MODE=copy uv pip install --system --compile-bytecode --require-hashes -r /requirements.txt
 
-# AFTERIMAGE_HOME keeps models and what was compiled of them; a model that a pipeline has torchvision fetch is kept there too.
+# AFTERIMAGE_HOME keeps models and what was compiled of them, and what torchvision fetches for a pipeline that asks for it.
 ENV AIRFLOW_HOME=/opt/airflow \
     AFTERIMAGE_HOME=/var/lib/afterimage \
     TORCH_HOME=/var/lib/afterimage/torch \
@@ -40,9 +41,9 @@ ENV AIRFLOW_HOME=/opt/airflow \
     PYTHONUNBUFFERED=1 \
     AIRFLOW__USAGE_DATA_COLLECTION__ENABLED=False
 WORKDIR /opt/afterimage
-# Signals go to the whole process group (-g). A shard's supervisor hands SIGTERM on to the shard, which commits what it has finished and
-# leaves the rest open; Celery's main process takes no further tasks. To the first process alone, Celery would wait for the
-# end of the shard, and a scheduler would not tell it anything.
+# Signals go to the whole process group (-g): the supervisor of a shard hands SIGTERM on to it, and the shard commits what
+# it has finished and leaves the rest open. With a signal to the first process alone, Celery and the scheduler of
+# LocalExecutor wait for the end of the shard, and are killed between two commits when their time is over.
 ENTRYPOINT ["tini", "-g", "--"]
 CMD ["python", "-m", "tasks", "--help"]
 
