@@ -1,15 +1,20 @@
 """Images a second on this machine's GPU: forward only, decode only, and end to end. Runs on a bare CUDA image.
 
-    python -m benchmarks.gpu [FOLDER] [--networks resnet50 mobilenet_v3_small] [--batch 256] [--seconds 3] [--rounds 5]
+    python -m benchmarks.gpu [FOLDER] [--networks resnet50 mobilenet_v3_small] [--precisions fp32 bf16 fp16]
+        [--parts decode forward whole] [--batch 256] [--no-packages] [--seconds 3] [--rounds 5]
 
 FOLDER holds JPEG photographs; without one, pictures of 500 x 375 pixels are made. The ways are measured in turn, a
 round after the other, and the medians are printed: absolute images/s. Each way takes uint8 pixels in host memory and
 gives float32 logits in host memory. End to end begins with the bytes of the files in memory.
 
     ours fp32, bf16, fp16    TorchRuntime: two streams, pinned buffers, a compiled program, CUDA graphs
+    ours, not compiled       the same around the eager network: what a worker does where nothing can be compiled
     eager fp32               torch as it comes, NCHW, TF32 off as for all of them
     AMP channels_last        autocast to fp16
     torch.compile            the same, compiled
+
+All of them copy from pinned memory. Each thread makes a pass before its clock starts: torch looks for cuDNN's plans once in each
+thread, which takes a second or two.
 
 torch, torchvision, Pillow and NumPy are enough. Without a CUDA device it says so and exits with 2.
 """
@@ -17,7 +22,6 @@ torch, torchvision, Pillow and NumPy are enough. Without a CUDA device it says s
 from __future__ import annotations
 
 import argparse
-import io
 import itertools
 import os
 import queue
@@ -25,30 +29,27 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torchvision
-from PIL import Image
 
+from benchmarks.in_threads import images_per_second
+from benchmarks.jpegs import made_pictures, photographs
+from benchmarks.untrained import CROP, classifier, spec_of
 from tasks.inference.decoding.nvjpeg import GROUP, NvjpegDecoder
-from tasks.inference.decoding.policies import Decoder, open_decoder
-from tasks.models.architectures import build
-from tasks.models.loading import Classifier, wrap
+from tasks.inference.decoding.policies import WORTH_COMPILING, Decoder, open_decoder
 from tasks.models.runtimes import Logits, Pixels, Runtime
+from tasks.models.runtimes.lanes import pinned
 from tasks.models.runtimes.torch_runtime import TorchRuntime
-from tasks.models.spec import ModelSpec, Policy, Precision, Preprocessing
+from tasks.models.spec import Policy, Precision, Preprocessing
 
-RESIZE, CROP = 256, 224
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
-MADE = 256  # pictures, where no folder is given
+PARTS = ("decode", "forward", "whole")
 
 Rate = Callable[[float], float]
 """Work for some seconds; images/s."""
@@ -62,11 +63,27 @@ def main(arguments: argparse.Namespace) -> int:
     files = photographs(arguments.folder) if arguments.folder else made_pictures()
     print_machine(files)
     with tempfile.TemporaryDirectory() as home:
-        measure("decode only", decoding_ways(files, Path(home)), arguments)
+        if "decode" in arguments.parts:
+            measure("decode only", decoding_ways(files, Path(home)), arguments)
         for name in arguments.networks:
-            measure(f"{name}, forward only", forward_ways(name, Path(home), arguments.batch), arguments)
-            measure(f"{name}, end to end", whole_ways(name, files, Path(home), arguments.batch), arguments)
+            measure_network(name, files, Path(home), arguments)
     return 0
+
+
+def measure_network(name: str, files: Sequence[bytes], home: Path, arguments: argparse.Namespace) -> None:
+    """Forward only and end to end, with the same runtimes."""
+    runtimes: dict[Precision, TorchRuntime] = {}
+    for precision in arguments.precisions:
+        runtimes[precision] = ours(name, precision, home, arguments)
+    print()
+    for precision, runtime in runtimes.items():
+        print(f"{name} {precision}: batches of {runtime.batch_size}, program: {runtime.program}", flush=True)
+    if "forward" in arguments.parts:
+        measure(f"{name}, forward only", forward_ways(name, runtimes), arguments)
+    if "whole" in arguments.parts:
+        measure(f"{name}, end to end", whole_ways(name, files, home, runtimes), arguments)
+    for runtime in runtimes.values():
+        runtime.close()
 
 
 def print_machine(files: Sequence[bytes]) -> None:
@@ -99,36 +116,28 @@ def measure(title: str, ways: Iterator[tuple[str, Rate]], arguments: argparse.Na
 # Forward
 
 
-def spec_of(name: str, precision: Precision, policy: Policy = "exact-1") -> ModelSpec:
-    """A network of torchvision's with the usual preprocessing."""
-    preprocessing = Preprocessing(RESIZE, CROP, MEAN, STD, decode=policy)
-    return ModelSpec(name, f"torchvision:{name}", preprocessing, precision=precision)
-
-
-def classifier(name: str, precision: Precision = "fp32") -> Classifier:
-    """An untrained network: its rate is that of a trained one."""
-    torch.manual_seed(0)
-    spec = spec_of(name, precision)
-    return wrap(build(spec.architecture, 1_000, spec.options), spec)
-
-
-def ours(name: str, precision: Precision, home: Path, batch: int | None) -> TorchRuntime:
+def ours(name: str, precision: Precision, home: Path, arguments: argparse.Namespace) -> TorchRuntime:
     """The runtime as a worker opens it."""
-    network = classifier(name, precision)
     return TorchRuntime(
-        network, CROP, "cuda", identity=f"benchmark-{name}-{precision}", compiled=home, batch_size=batch
+        classifier(name, precision),
+        CROP,
+        "cuda",
+        identity=f"benchmark-{name}-{precision}",
+        compiled=None if arguments.no_packages else home,
+        batch_size=arguments.batch,
     )
 
 
-def forward_ways(name: str, home: Path, batch: int | None) -> Iterator[tuple[str, Rate]]:
+def forward_ways(name: str, runtimes: Mapping[Precision, TorchRuntime]) -> Iterator[tuple[str, Rate]]:
     """Every way to run the network, ours first: its batch size is everybody's."""
-    sizes = []
-    for precision in PRECISIONS:
-        runtime = ours(name, precision, home, batch)
-        sizes.append(runtime.batch_size)
-        yield f"ours {precision}, batch {runtime.batch_size}", by_streams(runtime)
+    for precision, runtime in runtimes.items():
+        size = runtime.batch_size
+        yield f"ours {precision}, batch {size}", by_streams(runtime)
+        eager = TorchRuntime(classifier(name, precision), CROP, "cuda", batch_size=size, is_compiled=False)
+        yield f"ours {precision}, not compiled", by_streams(eager)
+    largest = max(runtime.batch_size for runtime in runtimes.values())
     for title, forward in peers(name).items():
-        yield f"{title}, batch {max(sizes)}", by_one_thread(forward, max(sizes))
+        yield f"{title}, batch {largest}", by_one_thread(forward, largest)
 
 
 def by_streams(runtime: Runtime) -> Rate:
@@ -146,7 +155,7 @@ def by_streams(runtime: Runtime) -> Rate:
 
 def by_one_thread(forward: Callable[[Pixels], Logits], batch: int) -> Rate:
     """One batch after the other."""
-    pixels = filled(np.empty((batch, CROP, CROP, 3), np.uint8))
+    pixels = filled(pinned(batch, CROP).numpy())
     return lambda seconds: images_per_second(seconds, [lambda: len(forward(pixels))])
 
 
@@ -164,36 +173,13 @@ def peers(name: str) -> dict[str, Callable[[Pixels], Logits]]:
 
     def run(network: Callable[[torch.Tensor], torch.Tensor], pixels: Pixels, *, amp: bool) -> Logits:
         with torch.inference_mode(), torch.autocast("cuda", torch.float16, enabled=amp):
-            return network(torch.from_numpy(pixels).cuda()).float().cpu().numpy()
+            return network(torch.from_numpy(pixels).cuda(non_blocking=True)).float().cpu().numpy()
 
     return {
         "eager fp32": lambda pixels: run(eager, pixels, amp=False),
         "AMP channels_last": lambda pixels: run(last, pixels, amp=True),
         "torch.compile AMP channels_last": lambda pixels: run(compiled, pixels, amp=True),
     }
-
-
-def images_per_second(seconds: float, works: Sequence[Callable[[], int]]) -> float:
-    """Each work in a thread of its own, over and over; a work returns how many images it did."""
-    done = [0] * len(works)
-    failures: list[BaseException] = []
-    started = time.perf_counter()
-
-    def repeat(number: int) -> None:
-        try:
-            while time.perf_counter() - started < seconds:
-                done[number] += works[number]()
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=repeat, args=(number,)) for number in range(len(works))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
-    return sum(done) / (time.perf_counter() - started)
 
 
 # Decode
@@ -204,8 +190,15 @@ def decoding_ways(files: Sequence[bytes], home: Path) -> Iterator[tuple[str, Rat
     ways: list[tuple[Policy, int]] = [("nvjpeg-1", 1), ("nvjpeg-1", 2), ("exact-1", len(os.sched_getaffinity(0)))]
     for policy, threads in ways:
         spec = spec_of("decoding", "fp32", policy).preprocessing
-        decoder = open_decoder(spec, home, len(files) * 1_000, "cuda")
-        yield f"{policy}, {threads} threads", by_threads(decoder, files, threads)
+        yield f"{policy}, {threads} threads", by_threads(ready_decoder(spec, home), files, threads)
+
+
+def ready_decoder(spec: Preprocessing, home: Path) -> Decoder | NvjpegDecoder:
+    """A decoder that is as fast as it gets: exact-1 is compiled beside the first pictures otherwise."""
+    decoder = open_decoder(spec, home, WORTH_COMPILING, "cuda")
+    if isinstance(decoder, Decoder):
+        decoder.prepare()
+    return decoder
 
 
 def by_threads(decoder: Decoder | NvjpegDecoder, files: Sequence[bytes], threads: int) -> Rate:
@@ -234,16 +227,16 @@ def must_succeed(errors: Sequence[Exception | None]) -> None:
 # End to end
 
 
-def whole_ways(name: str, files: Sequence[bytes], home: Path, batch: int | None) -> Iterator[tuple[str, Rate]]:
+def whole_ways(
+    name: str, files: Sequence[bytes], home: Path, runtimes: Mapping[Precision, TorchRuntime]
+) -> Iterator[tuple[str, Rate]]:
     """Decoding and forward passes side by side."""
-    for precision in PRECISIONS:
+    for precision, runtime in runtimes.items():
         spec = spec_of(name, precision, "nvjpeg-1").preprocessing
-        runtime = ours(name, precision, home, batch)
-        yield f"ours {precision}, nvJPEG", Chain(open_decoder(spec, home, 0, "cuda"), runtime, files, 2).rate
+        yield f"ours {precision}, nvJPEG", Chain(ready_decoder(spec, home), runtime, files, 2).rate
     cores = len(os.sched_getaffinity(0))
-    spec = spec_of(name, "bf16").preprocessing
-    exact = open_decoder(spec, home, len(files) * 1_000, "cuda")
-    yield f"ours bf16, exact-1 on {cores} threads", Chain(exact, ours(name, "bf16", home, batch), files, cores).rate
+    exact = ready_decoder(spec_of(name, "fp32").preprocessing, home)
+    yield f"ours {precision}, exact-1 on {cores} threads", Chain(exact, runtime, files, cores).rate
     yield "eager fp32, exact-1 in its thread", alternating(files, peers(name)["eager fp32"], exact)
 
 
@@ -306,36 +299,18 @@ def alternating(files: Sequence[bytes], forward: Callable[[Pixels], Logits], dec
     return lambda seconds: images_per_second(seconds, [work])
 
 
-# Pictures
-
-
-def photographs(folder: Path) -> list[bytes]:
-    """Every JPEG file below a folder."""
-    found = [path.read_bytes() for path in sorted(folder.rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg")]
-    if not found:
-        raise SystemExit(f"{folder} holds no *.jpg or *.jpeg. Give a folder of photographs, or none to have some made.")
-    return found
-
-
-def made_pictures() -> list[bytes]:
-    """Pictures with as many bytes as photographs of their size have: large areas, edges and grain."""
-    return [made_picture(np.random.default_rng(seed)) for seed in range(MADE)]
-
-
-def made_picture(random: np.random.Generator) -> bytes:
-    """One of 500 x 375 pixels, some 75 kB."""
-    areas = Image.fromarray(random.integers(0, 256, (19, 25, 3), dtype=np.uint8)).resize((500, 375), 3)
-    levels: npt.NDArray[np.float64] = np.asarray(areas) + random.normal(0, 9, (375, 500, 1))
-    out = io.BytesIO()
-    Image.fromarray(levels.clip(0, 255).astype(np.uint8)).save(out, "JPEG", quality=90)
-    return out.getvalue()
-
-
 def parsed() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description="Images a second on this GPU.")
     parser.add_argument("folder", nargs="?", type=Path, help="JPEG photographs; without it pictures are made")
     parser.add_argument("--networks", nargs="+", default=["resnet50", "mobilenet_v3_small"])
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS, help="of ours")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument(
+        "--no-packages",
+        action="store_true",
+        help="compile for this process: the same kernels, made in 20 s instead of 100",
+    )
     parser.add_argument("--batch", type=int, help="images in one forward pass; probed where it is not given")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each way in each round")
     parser.add_argument("--rounds", type=int, default=5)

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from benchmarks.peers.contract import BATCH, reference_transforms
+from benchmarks.untrained import take_statistics
 
 SEED, DEVIATION = 0, 3.0
 
@@ -30,23 +31,10 @@ def main(name: str, folder: Path, out: Path) -> None:
     network: nn.Module = torchvision.models.get_model(name, weights=None)
     transform = reference_transforms()
     images = torch.stack([transform(Image.open(path).convert("RGB")) for path in sorted(folder.iterdir())])
-    take_statistics(network, images)
+    take_statistics(network, images, BATCH)
     spread_logits(network, images)
     save_file({key: value.contiguous().clone() for key, value in network.state_dict().items()}, out)
     print(json.dumps({"labels": len(set(logits(network, images).argmax(1).tolist()))}))
-
-
-def take_statistics(network: nn.Module, images: Tensor) -> None:
-    """BatchNorm's running statistics become those of the images."""
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.reset_running_stats()
-            module.momentum = None
-    network.train()
-    with torch.no_grad():
-        for batch in torch.split(images, BATCH):
-            network(batch)
-    network.eval()
 
 
 def spread_logits(network: nn.Module, images: Tensor) -> None:

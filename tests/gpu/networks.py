@@ -6,20 +6,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tasks.models.architectures import build
-from tasks.models.loading import Classifier, wrap
-from tasks.models.spec import ModelSpec, Precision, Preprocessing
+from benchmarks import untrained
+from tasks.models.loading import Classifier
+from tasks.models.spec import Precision
 
 CROP = 96  # pixels: networks of torchvision take any size, and smaller ones are tested sooner
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN, STD = untrained.MEAN, untrained.STD
 
 
 def classifier(name: str = "resnet18", precision: Precision = "fp32") -> Classifier:
     """An untrained network of torchvision's, with the same weights every time."""
-    torch.manual_seed(0)
-    spec = ModelSpec(name, f"torchvision:{name}", Preprocessing(CROP, CROP, MEAN, STD), precision=precision)
-    return wrap(build(spec.architecture, 1_000, {}), spec)
+    return untrained.classifier(name, precision, CROP)
 
 
 def noise(count: int, seed: int = 0) -> npt.NDArray[np.uint8]:

@@ -14,7 +14,7 @@ import torch
 from tasks.models.runtimes import choose_runtime, engines, tensorrt_runtime
 from tasks.models.runtimes.tensorrt_runtime import TensorRtRuntime
 from tasks.models.spec import Precision
-from tests.gpu.networks import CROP, MEAN, STD, noise, on_cpu
+from tests.gpu.networks import CROP, MEAN, STD, classifier, noise, on_cpu
 
 pytestmark = pytest.mark.gpu
 
@@ -34,17 +34,15 @@ def runtime(compiled: Path) -> Open:
         pytest.importorskip(package)
     from safetensors.torch import save
 
-    from tasks.models.architectures import build
     from tasks.models.bundle import ModelSpec, Preprocessing, read_bundle, write_bundle
 
     def open_it(name: str = "resnet18", precision: Precision = "fp32", **given: Any) -> TensorRtRuntime:
         folder = compiled / f"{name}-{precision}"
         if not folder.exists():
             folder.mkdir()
-            torch.manual_seed(0)
             spec = ModelSpec(name, f"torchvision:{name}", Preprocessing(CROP, CROP, MEAN, STD), precision=precision)
             labels = [str(number) for number in range(1_000)]
-            write_bundle(folder, spec, labels, save(build(spec.architecture, 1_000, {}).state_dict()))
+            write_bundle(folder, spec, labels, save(classifier(name).network.state_dict()))
         bundle = read_bundle(folder)
         assert choose_runtime(bundle, "cuda", "tensorrt").name == "tensorrt"
         return TensorRtRuntime(bundle, "cuda", compiled, **{"batch_size": 8, **given})

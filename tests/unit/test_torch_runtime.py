@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import logging
 import os
@@ -11,6 +12,7 @@ import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -345,11 +347,20 @@ class Compiler:
         self.answer: Callable[[Tensor], Tensor] = classifier()
         monkeypatch.setattr(programs, "build_package", self.build)
         monkeypatch.setattr(programs, "load_package", self.load)
+        self.monkeypatch = monkeypatch
+        self.folder = TemporaryDirectory()
+        self.trial("")
 
     def build(self, _network: Classifier, _example: Tensor, file: Path) -> None:
         self.built.append(file)
         with zipfile.ZipFile(file, "w") as archive:
             archive.writestr("library.so", b"code" * 100)
+
+    def trial(self, code: str) -> None:
+        """What a process does that tries a package."""
+        script = Path(self.folder.name) / "trial.py"
+        script.write_text(code)
+        self.monkeypatch.setattr(programs, "TRIAL", script)
 
     def load(self, file: Path, **options: Any) -> Callable[[Tensor], Tensor]:
         self.loaded.append(options)
@@ -443,6 +454,52 @@ def test_a_package_with_other_answers_is_not_used(
     assert list(tmp_path.iterdir()) == []
 
 
+CRASH = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
+
+
+@pytest.mark.parametrize("end", [CRASH, "import time; time.sleep(60)"], ids=["crashes", "hangs"])
+def test_a_package_that_ends_a_process_never_enters_this_one_and_is_not_built_again(
+    end: str, compiler: Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    compiler.trial(end)
+    monkeypatch.setattr(programs, "TRIAL_SECONDS", 1)
+
+    for _ in range(2):
+        assert open_program(classifier(), example(), target(tmp_path)).kind == "eager"
+
+    assert (len(compiler.built), compiler.loaded) == (1, [])
+    (crashed,) = tmp_path.iterdir()
+    assert "ended the process that tried it, or hung in it. Another C++ compiler (CXX) may" in caplog.text
+    assert f"Then remove {crashed}" in caplog.text
+
+    crashed.unlink()
+    compiler.trial("")
+    assert open_program(classifier(), example(), target(tmp_path)).kind == "package"
+
+
+def test_what_the_process_gets_that_tries_a_package(compiler: Compiler, tmp_path: Path) -> None:
+    found = tmp_path / "found.json"
+    compiler.trial(f"import sys; open({str(found)!r}, 'w').write(repr(sys.argv[1:])); sys.exit(1)")
+
+    assert open_program(classifier(), example(), target(tmp_path / "kept")).kind == "eager", "there is no such folder"
+    (tmp_path / "kept").mkdir()
+    assert open_program(classifier(), example(), target(tmp_path / "kept")).kind == "package", "an error is judged here"
+
+    given, options = (json.loads(one) for one in ast.literal_eval(found.read_text()))
+    assert (given["shape"], given["device"], options) == ([8, CROP, CROP, 3], "cpu", {"num_runners": 2})
+    assert given["file"].endswith(".pt2")
+
+
+def test_a_compiler_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("C++ compile error")
+
+    monkeypatch.setattr("torch._inductor.aoti_compile_and_package", fail)
+
+    assert open_program(classifier(), example(), target(tmp_path)).kind == "eager"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_without_a_compiler_the_network_runs_eagerly_and_the_log_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -454,6 +511,7 @@ def test_without_a_compiler_the_network_runs_eagerly_and_the_log_says_so(
     opened = TorchRuntime(classifier(), CROP, identity="a" * 64, compiled=tmp_path)
 
     np.testing.assert_allclose(opened.predict(noise(5)), expected(noise(5)), atol=1e-6)
+    assert opened.program == "eager"
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert any("No working C++ compiler found" in line and "more lines" not in line for line in warnings)
     assert any("runs eagerly" in line and "g++" in line for line in warnings)

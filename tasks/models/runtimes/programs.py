@@ -1,11 +1,13 @@
 """A classifier as a program for one batch size: compiled once and kept, compiled for this process, or as it is.
 
-An AOTInductor package is compiled once for a machine and loaded in a second afterwards, by as many processes as like.
+An AOTInductor package is compiled once for a machine, in a minute or two, and loaded afterwards by as many processes as like.
 Where it cannot be built (it needs a C++ compiler and CUDA's headers) torch.compile is tried, which every process pays
 for, and where that fails too the classifier runs eagerly: slower, with the same answers, and a line in the log.
 
 A package is code. It is loaded only from the folder of private.py, and only after it gave the answers of the eager
 classifier when it was built. It holds for one batch size and checks no shapes, so its name says what it is made for.
+Code can end the process that loads it, where there is no error to catch: a new package is tried in another one first
+(package_trial.py), and one that crashed is not built again on this machine.
 """
 
 from __future__ import annotations
@@ -14,12 +16,15 @@ import hashlib
 import json
 import logging
 import platform
+import subprocess
+import sys
 import threading
 import zipfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -33,6 +38,9 @@ log = logging.getLogger(__name__)
 
 SCHEME = 1  # rises when the normalisation or the way of compiling changes
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}  # of the largest logit, against eager
+
+TRIAL = Path(__file__).with_name("package_trial.py")
+TRIAL_SECONDS = 300  # Importing torch from a cold disk and loading a package take a tenth of that.
 
 # Compiling patches torch in many places: one thread at a time.
 _COMPILING = threading.Lock()
@@ -95,7 +103,7 @@ def open_program(classifier: Classifier, example: Tensor, target: Target) -> Pro
         except Exception as error:  # A compiler fails in as many ways as there are machines.
             log.warning("%s has no %s program: %s", target.identity[:16], make.__name__[1:], _first_line(error))
     log.warning(
-        "%s runs eagerly, at a half to a quarter of the speed. Install a C++ compiler (g++) to have it compiled.",
+        "%s runs eagerly, at 70 to 80 %% of the speed. Install a C++ compiler (g++) to have it compiled.",
         target.identity[:16],
     )
     return eager(classifier)
@@ -115,8 +123,10 @@ def _package(classifier: Classifier, example: Tensor, target: Target) -> Program
     with _COMPILING:
         if (kept := _kept(file, target)) is not None:
             return kept
+        if _crashed(file).exists():
+            raise RuntimeError(_what_crashed(_crashed(file)))
         log.info("compiling %s for batches of %d: once on this machine", target.identity[:16], len(example))
-        write_whole(file, lambda scratch: build_package(classifier, example, scratch))
+        write_whole(file, lambda scratch: _build_and_try(classifier, example, target, scratch, _crashed(file)))
         program = _load(file, target)
         try:
             _agree(program, classifier, example)
@@ -139,14 +149,49 @@ def _kept(file: Path, target: Target) -> Program | None:
         return None
 
 
+def _build_and_try(classifier: Classifier, example: Tensor, target: Target, file: Path, crashed: Path) -> None:
+    """Build a package and run it in a process of its own; `crashed` is written where that one dies of it.
+
+    An error that Python sees is raised again when the package is loaded here, so it is not looked at.
+    """
+    build_package(classifier, example, file)
+    if not _survives(file, example, target):
+        crashed.touch(mode=0o600)
+        raise RuntimeError(_what_crashed(crashed))
+
+
+def _survives(file: Path, example: Tensor, target: Target) -> bool:
+    """Whether a process that runs the package comes to an end by itself, with an error or without one."""
+    given = json.dumps({"file": str(file), "shape": list(example.shape), "device": str(example.device)})
+    command = [sys.executable, "-P", str(TRIAL), given, json.dumps(_options(target))]
+    try:
+        return subprocess.run(command, capture_output=True, check=False, timeout=TRIAL_SECONDS).returncode >= 0
+    except subprocess.TimeoutExpired:
+        return False
+
+
+def _what_crashed(crashed: Path) -> str:
+    return (
+        "a package that was built here ended the process that tried it, or hung in it. Another C++ compiler (CXX) may build one "
+        f"that works: one that links libstdc++ into each library does not. Then remove {crashed}"
+    )
+
+
+def _crashed(file: Path) -> Path:
+    return file.with_suffix(".crashed")
+
+
 def build_package(classifier: Classifier, example: Tensor, file: Path) -> None:
-    """Compile into a file. The compiler's own cache, which holds pickles, lies beside it and goes afterwards."""
+    """Compile into a file. The compiler's own cache, which holds pickles, lies beside it and goes afterwards.
+
+    After an error fresh_cache leaves its folder behind, so it gets one to leave it in.
+    """
     from torch._inductor import aoti_compile_and_package
     from torch._inductor.utils import fresh_cache
 
     if example.device.type == "cuda":
         _find_headers()
-    with fresh_cache(dir=str(file.parent)), torch.inference_mode():
+    with TemporaryDirectory(dir=file.parent) as scratch, fresh_cache(dir=scratch), torch.inference_mode():
         exported = torch.export.export(classifier, (example,))
         aoti_compile_and_package(exported, package_path=str(file))
 
@@ -164,19 +209,31 @@ def _load(file: Path, target: Target) -> Program:
     with zipfile.ZipFile(file) as archive:
         if (broken := archive.testzip()) is not None:  # The loader would hand a damaged library to dlopen.
             raise ValueError(f"{broken} in it has a wrong checksum")
+    program = load_package(file, **_options(target))
     if target.device.type != "cuda":
-        return Program("package", load_package(file, num_runners=target.streams))
-    # The package's own bookkeeping of threads may not run while a graph is captured. Lanes replay graphs and are not in
-    # it at the same time; a lane without a graph waits for its turn.
+        return Program("package", program)
+    return Program("package", program, threading.Lock())
+
+
+def _options(target: Target) -> dict[str, Any]:
+    """How the loader is to run a package.
+
+    On a GPU its own bookkeeping of threads may not run while a graph is captured. Lanes replay graphs and are not in it at
+    the same time; a lane without a graph waits for its turn.
+    """
+    if target.device.type != "cuda":
+        return {"num_runners": target.streams}
     index = torch.cuda.current_device() if target.device.index is None else target.device.index
-    return Program("package", load_package(file, run_single_threaded=True, device_index=index), threading.Lock())
+    return {"run_single_threaded": True, "device_index": index}
 
 
 def load_package(file: Path, **options: Any) -> Callable[[Tensor], Tensor]:
     """Load a package's library into this process."""
-    from torch._inductor import aoti_load_package
+    # aoti_load_package is the same, but until torch 2.15 it took no num_runners.
+    from torch._inductor.package.package import load_package as load
 
-    return aoti_load_package(str(file), **options)
+    loaded: Callable[[Tensor], Tensor] = load(str(file), **options)
+    return loaded
 
 
 def _compiled(classifier: Classifier, example: Tensor, target: Target) -> Program:

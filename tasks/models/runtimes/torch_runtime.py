@@ -96,6 +96,7 @@ class TorchRuntime:
         self._lanes: queue.LifoQueue[Lane | None] = queue.LifoQueue()
         self._shrinking = threading.Lock()
         self._is_closed = False
+        self.program = "none yet"  # package, compiled or eager
         self.batch_size = batch_size or self._best_batch()
         self._open_lanes()
 
@@ -180,6 +181,7 @@ class TorchRuntime:
 
     def _make_lanes(self) -> list[Lane]:
         program = self._program()
+        self.program = program.kind
         if self._on_gpu:
             return [CudaLane(program, self.batch_size, self._crop, self._device) for _ in range(self.streams)]
         return [CpuLane(program, self.batch_size, self._crop) for _ in range(self.streams)]
