@@ -7,11 +7,13 @@ has a folder of their own, so that workers who share AFTERIMAGE_HOME do not meet
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -62,3 +64,20 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def one_process(folder: Path) -> Iterator[None]:
+    """Let one process of this machine at a time into the block for a folder; the others wait. One that dies leaves it.
+
+    On a file system without locks nobody waits: what is done in the block must be right without it, and only cost more.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            log.warning("%s cannot be locked: %s. Several workers may do the same work.", folder, error.strerror)
+        yield
+    finally:
+        os.close(handle)

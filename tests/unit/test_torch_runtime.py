@@ -11,6 +11,7 @@ import threading
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -578,6 +579,18 @@ def test_a_file_is_written_in_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="disk full"):
         write_whole(tmp_path / "a.json", fail)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]
+
+
+def test_workers_that_begin_together_build_one_package(
+    tmp_path: Path, compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads without the lock of their process are as two processes."""
+    monkeypatch.setattr(programs, "_COMPILING", nullcontext())
+    networks = [classifier(), classifier()]
+    with ThreadPoolExecutor(2) as pool:
+        opened = list(pool.map(lambda each: open_program(each, example(), target(tmp_path)), networks))
+    assert [program.kind for program in opened] == ["package"] * 2
+    assert len(compiler.built) == 1
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="AOTInductor needs a C++ compiler: apt-get install -y g++")

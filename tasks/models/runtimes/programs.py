@@ -32,7 +32,7 @@ import torchvision
 from torch import Tensor
 
 from tasks.models.loading import Classifier
-from tasks.private import is_private, write_whole
+from tasks.private import is_private, one_process, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -123,17 +123,16 @@ def _package(classifier: Classifier, example: Tensor, target: Target) -> Program
     with _COMPILING:
         if (kept := _kept(file, target)) is not None:
             return kept
+    # The workers of a machine with eight GPUs begin together: one builds, which takes minutes, and the others load.
+    with _COMPILING, one_process(target.folder):
+        if (kept := _kept(file, target)) is not None:
+            return kept
         if _crashed(file).exists():
             raise RuntimeError(_what_crashed(_crashed(file)))
         log.info("compiling %s for batches of %d: once on this machine", target.identity[:16], len(example))
-        write_whole(file, lambda scratch: _build_and_try(classifier, example, target, scratch, _crashed(file)))
-        program = _load(file, target)
-        try:
-            _agree(program, classifier, example)
-        except Exception:
-            file.unlink()
-            raise
-        return program
+        made: list[Program] = []
+        write_whole(file, lambda scratch: made.append(_make(classifier, example, target, scratch, _crashed(file))))
+        return made[0]
 
 
 def _kept(file: Path, target: Target) -> Program | None:
@@ -149,15 +148,19 @@ def _kept(file: Path, target: Target) -> Program | None:
         return None
 
 
-def _build_and_try(classifier: Classifier, example: Tensor, target: Target, file: Path, crashed: Path) -> None:
-    """Build a package and run it in a process of its own; `crashed` is written where that one dies of it.
+def _make(classifier: Classifier, example: Tensor, target: Target, file: Path, crashed: Path) -> Program:
+    """Build a package, run it in a process of its own, and compare it here; nobody else sees the file before.
 
-    An error that Python sees is raised again when the package is loaded here, so it is not looked at.
+    `crashed` is written where the process dies of it. An error that Python sees is raised again when the package is
+    loaded here, so it is not looked at.
     """
     build_package(classifier, example, file)
     if not _survives(file, example, target):
         crashed.touch(mode=0o600)
         raise RuntimeError(_what_crashed(crashed))
+    program = _load(file, target)
+    _agree(program, classifier, example)
+    return program
 
 
 def _survives(file: Path, example: Tensor, target: Target) -> bool:
