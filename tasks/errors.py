@@ -16,6 +16,7 @@
         ├── StagingLost             the staging rows that a shard was promised are not there
         ├── ModelChanged            the bundle is not the one that deduplicate saw
         ├── GlobalFault             nothing can be read or predicted, so no image is to blame
+        ├── ClusterUnavailable      a Ray cluster does not answer, or lost a shard again and again: worth another try
         ├── Interrupted             SIGTERM: the finished work is committed, the rest is open
         ├── InvariantViolation      listed != the sum of the outcomes
         └── TooManyFailures         more than max_failure_rate of the images failed; all is committed
@@ -98,6 +99,10 @@ class GlobalFault(RunError):
     """Nothing can be read or predicted, so no image is to blame."""
 
 
+class ClusterUnavailable(RunError):
+    """A Ray cluster does not answer, or lost a shard again and again."""
+
+
 class Interrupted(RunError):
     """SIGTERM arrived: the finished work is committed, the rest is open."""
 
@@ -108,3 +113,7 @@ class InvariantViolation(RunError):
 
 class TooManyFailures(RunError):
     """More than max_failure_rate of the images failed; everything is committed."""
+
+
+LASTING = (ConfigurationError, ModelChanged, StagingLost, InvariantViolation, TooManyFailures)
+"""Trying again cannot mend these; all else is tried again."""
