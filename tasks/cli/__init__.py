@@ -82,6 +82,7 @@ def predict(
 ) -> None:
     """Predict what is new, and print what became of every image."""
     from tasks import road
+    from tasks.engines import engine_of
 
     settings = _settings(database)
     request = RunRequest(
@@ -99,7 +100,7 @@ def predict(
     signal.signal(signal.SIGTERM, _end)
     with progress.images(quiet=as_json) as bar:
         try:
-            counts = road.run(request, settings, on_plan=bar.plan, on_progress=bar.advance)
+            counts = road.run(request, settings, bar.plan, bar.advance, engine_of(request.pipeline))
         except TooManyFailures as error:
             failed_run, counts = str(error), road.summary_of(request, settings)
     typer.echo(json.dumps(counts) if as_json else road.format_summary(counts))
