@@ -31,15 +31,21 @@ QUICK = {
 class Nodes:
     """A head and other nodes."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, port: int) -> None:
         from ray.cluster_utils import Cluster
 
-        arguments = {"num_cpus": 1, "object_store_memory": STORE_BYTES, "include_dashboard": False}
+        arguments = {
+            "num_cpus": 1,
+            "object_store_memory": STORE_BYTES,
+            "include_dashboard": False,
+        }
         self._cluster = Cluster()
         self._arguments = arguments
         self._client_port = free_port()
         self.nodes = [
-            self._cluster.add_node(**arguments, temp_dir=str(folder), ray_client_server_port=self._client_port)
+            self._cluster.add_node(
+                **arguments, temp_dir=str(folder), gcs_server_port=port, ray_client_server_port=self._client_port
+            )
         ]
 
     @property
@@ -97,18 +103,17 @@ class Nodes:
 
 
 @contextmanager
-def ray_nodes(count: int, home: Path) -> Iterator[Nodes]:
-    """A cluster; `home` is where its nodes keep models."""
+def ray_nodes(count: int, home: Path, port: int | None = None) -> Iterator[Nodes]:
+    """A cluster; `home` is where its nodes keep models, `port` is that of its address."""
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: sockets lie below it
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {
             **QUICK,
             "PYTHONPATH": str(ROOT),
             "AFTERIMAGE_HOME": str(home),
-            "RAY_USAGE_STATS_ENABLED": "0",
         }.items():
             patch.setenv(name, value)
-        nodes = Nodes(folder)
+        nodes = Nodes(folder, port or free_port())
         try:
             for _ in range(count - 1):
                 nodes.add()

@@ -111,11 +111,12 @@ def _refusal(address: str, error: BaseException) -> AfterimageError:
         )
     return ClusterUnavailable(
         f"The Ray cluster {address} cannot be used from here: {said} Start it with ray start --head, or correct "
-        "AFTERIMAGE_RAY_ADDRESS. HOST:PORT and auto need a node of the cluster on this machine; ray://HOST:10001 does not."
+        "AFTERIMAGE_RAY_ADDRESS. HOST:PORT and auto need a node of the cluster on this machine; ray://HOST:10001 does not. "
+        "Where the cluster asks for a token, RAY_AUTH_MODE=token and the same token are needed here."
     )
 
 
-@dataclass
+@dataclass(eq=False)
 class _Seat:
     """An actor, and the answer that is awaited from it. It has no place until it has introduced itself."""
 

@@ -197,6 +197,14 @@ def test_the_command_line_reaches_a_cluster_that_it_is_no_part_of(
     wait_until(lambda: not nodes.actors(), 20, "the end of the actors")
 
 
+def test_who_has_another_token_is_kept_out_and_told_why(driver: Callable[..., Any], nodes: Nodes) -> None:
+    _, errors = (process := driver(RAY_AUTH_TOKEN="0" * 32)).communicate(timeout=120)
+
+    assert process.returncode == 2
+    assert f"The Ray cluster {nodes.address} cannot be used from here" in errors
+    assert "RAY_AUTH_MODE=token and the same token" in errors
+
+
 def test_a_killed_driver_takes_its_actors_with_it(
     driver: Callable[..., Any], runner: Runner, nodes: Nodes, calm: dict[str, Any]
 ) -> None:
