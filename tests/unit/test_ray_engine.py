@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 
 from tasks.engines import engine_of, local, ray_cluster
-from tasks.engines.ray_actor import Build, Introduction, portable, this_build
-from tasks.errors import ClusterUnavailable, ConfigurationError, ImageError, ModelChanged
+from tasks.engines.ray_actor import Build, Introduction, ShardActor, portable, this_build
+from tasks.errors import ClusterUnavailable, ConfigurationError, ImageError, Interrupted, ModelChanged
 from tasks.pipelines import Pipeline
 from tasks.plan import ShardDescriptor
 from tasks.settings import load_settings
 from tests.conftest import ROOT, free_port, outer_environment
+from tests.pictures import write_pictures, write_small_bundle
+from tests.runner import Runner
 
 SHARD = ShardDescriptor(1, 1, 0, 1, 5, "in", "file", ("model",), (), "id", 1, 100, False, "postgresql afterimage")
 
@@ -125,3 +127,31 @@ def test_neither_the_road_nor_the_engine_imports_ray_before_it_is_needed() -> No
         [sys.executable, "-c", code], cwd=ROOT, env=outer_environment(), capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_an_actor_tells_of_its_commits_and_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pictures(tmp_path / "images", 20)
+    table = {"images": str(tmp_path / "images"), "model": str(write_small_bundle(tmp_path / "model"))}
+    runner = Runner(tmp_path / "driver", f"sqlite:///{tmp_path / 'cache.db'}", workers=2, **table)
+    _, shards = runner.plan()
+    monkeypatch.setenv("AFTERIMAGE_HOME", str(tmp_path / "node"))
+    actor = ShardActor(ray_cluster.actor_settings(runner.settings))
+
+    def until_the_end(shard: ShardDescriptor) -> tuple[list[Any], BaseException | None]:
+        actor.start(shard)
+        told: list[Any] = []
+        while not (news := actor.news(5.0)).ended:
+            told += news.told
+        return [*told, *news.told], news.error
+
+    told, error = until_the_end(shards[0])
+    assert error is None
+    assert sum(one for one in told if isinstance(one, int)) == 10
+    assert [one.outcomes for one in told if not isinstance(one, int)] == [{"predicted": 10}]
+    assert (tmp_path / "node" / "compiled").exists()
+    assert not (tmp_path / "driver" / "compiled").exists()
+
+    actor.stop()
+    told, error = until_the_end(shards[1])
+    assert isinstance(error, Interrupted)
+    assert sum(one for one in told if isinstance(one, int)) < 10
