@@ -19,6 +19,9 @@ calls itself a success, and returns the counts as its result.
 
 **Long shards** give up their slot every half hour and are scheduled again; nothing is lost and no retry is spent.
 
+**On Ray.** With `engine = "ray"` one task, `predict_on_ray`, gives the shards to a Ray cluster (`AFTERIMAGE_RAY_ADDRESS`). It
+uses no GPU itself; when it ends, however it ends, its actors end.
+
 **When a task fails.** Clear it: a shard goes on after its last commit. Should it say so, clear `list_images` instead: the
 run then starts anew, and the cache keeps what was predicted. `TooManyFailures` means that everything was committed and
 more than `max_failure_rate` of the images were bad: `./afterimage failures` lists them.
@@ -28,6 +31,7 @@ Settings come from `AFTERIMAGE_*` and from the Connections `afterimage_database`
 
 from __future__ import annotations
 
+import logging
 import os
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -50,15 +54,17 @@ from airflow.sdk import (
 )
 from airflow.sdk.exceptions import AirflowRescheduleException, AirflowSkipException
 
-from tasks.errors import ConfigurationError, InvariantViolation, ModelChanged, StagingLost, TooManyFailures
+from tasks.errors import LASTING
 from tasks.pipelines import Pipeline, read_pipelines
 from tasks.settings import load_settings
+
+log = logging.getLogger(__name__)
 
 POOL = os.environ.get("AFTERIMAGE_POOL", "gpu")
 QUEUE = os.environ.get("AFTERIMAGE_QUEUE", "gpu")
 
-# Trying again cannot mend these; all else is tried again.
-LASTING = (ConfigurationError, ModelChanged, StagingLost, InvariantViolation, TooManyFailures)
+# A first load of a large bucket takes days.
+RUN_TIMEOUT = timedelta(days=14)
 
 # The scheduler must have heard of the end of a task before it may start the task again; else it takes the news for a
 # failure of the second one.
@@ -112,7 +118,7 @@ def build(pipeline: Pipeline, schedule: Any = None) -> DAG:
         start_date=datetime(2020, 1, 1, tzinfo=UTC),
         catchup=False,
         max_active_runs=1,
-        dagrun_timeout=timedelta(days=14),  # a first load of a large bucket takes days
+        dagrun_timeout=RUN_TIMEOUT,
         default_args={
             "retries": 3,
             "retry_delay": timedelta(seconds=30),
@@ -190,12 +196,35 @@ def build(pipeline: Pipeline, schedule: Any = None) -> DAG:
 
         listed: Any = list_images()
         published = publish_run(listed)
-        predict_and_upsert.expand(shard=deduplicate(listed)) >> published
+        shards: Any = deduplicate(listed)
+        on_ray = pipeline.engine == "ray"
+        predicted = _predict_on_ray(pipeline, shards) if on_ray else predict_and_upsert.expand(shard=shards)
+        predicted >> published
         # A teardown cannot hide a failed shard from Airflow: the state of the run does not ask for it.
         published >> close_run().as_teardown()
         return published
 
     return predict()
+
+
+def _predict_on_ray(pipeline: Pipeline, shards: Any) -> Any:
+    """One task for all shards: it waits for a Ray cluster, and needs no slot of a GPU."""
+
+    @task(execution_timeout=RUN_TIMEOUT)
+    def predict_on_ray(shards: list[dict[str, Any]]) -> dict[str, Any]:
+        from tasks import progress, road
+        from tasks.engines import engine_of
+        from tasks.plan import ShardDescriptor
+
+        if not shards:
+            raise AirflowSkipException("Nothing is new.")
+        descriptors, settings = [ShardDescriptor.from_dict(shard) for shard in shards], current_settings()
+        bar = progress.lines(log.info, every=30.0)
+        bar.plan(descriptors)
+        engine_of(pipeline)(descriptors, settings, bar.advance, partial(send, pipeline.name))
+        return road.summary_of(current_request(pipeline), settings)
+
+    return predict_on_ray(shards)
 
 
 def _timeout() -> timedelta | None:

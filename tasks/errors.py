@@ -17,6 +17,7 @@
         ├── ModelChanged            the bundle is not the one that deduplicate saw
         ├── GlobalFault             nothing can be read or predicted, so no image is to blame
         ├── WorkersLost             the processes or nodes that did the shards died again and again
+        ├── ClusterUnavailable      a Ray cluster does not answer, or lost a shard again and again: worth another try
         ├── Interrupted             SIGTERM: the finished work is committed, the rest is open
         ├── InvariantViolation      listed != the sum of the outcomes
         └── TooManyFailures         more than max_failure_rate of the images failed; all is committed
@@ -103,6 +104,10 @@ class WorkersLost(RunError):
     """The processes or nodes that did the shards died, and starting them anew did not help."""
 
 
+class ClusterUnavailable(RunError):
+    """A Ray cluster does not answer, or lost a shard again and again."""
+
+
 class Interrupted(RunError):
     """SIGTERM arrived: the finished work is committed, the rest is open."""
 
@@ -113,3 +118,7 @@ class InvariantViolation(RunError):
 
 class TooManyFailures(RunError):
     """More than max_failure_rate of the images failed; everything is committed."""
+
+
+LASTING = (ConfigurationError, ModelChanged, StagingLost, InvariantViolation, TooManyFailures)
+"""Trying again cannot mend these; all else is tried again."""

@@ -10,7 +10,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
@@ -38,6 +38,7 @@ class Pipeline(BaseModel):
     shard_seconds: Annotated[float, Field(gt=0, le=86_400)] = 300.0
     max_shards: Annotated[int, Field(ge=1, le=1024)] = 64
     workers: Annotated[int, Field(ge=1, le=1024)] = 1
+    engine: Literal["airflow", "ray"] = "airflow"
     commit_images: Annotated[int, Field(ge=1, le=100_000)] = 2_000
     lookback_days: Annotated[int, Field(ge=0, le=3650)] = 3
     keep_runs_days: Annotated[float, Field(gt=0, le=36_500)] = 7.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
@@ -39,7 +39,12 @@ def images(*, quiet: bool) -> Iterator[Bar]:
         with _progress() as shown:
             yield _Terminal(shown)
     else:
-        yield _Lines()
+        yield lines(_say, LINE_SECONDS)
+
+
+def lines(say: Callable[[str], None], every: float) -> Bar:
+    """A line every so many seconds."""
+    return _Lines(say, every)
 
 
 class TrainingBar(Protocol):
@@ -90,8 +95,13 @@ class _Terminal:
         self._shown.advance(self._task, images)
 
 
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)  # noqa: T201
+
+
 class _Lines:
-    def __init__(self) -> None:
+    def __init__(self, say: Callable[[str], None], every: float) -> None:
+        self._say, self._every = say, every
         self._total = self._done = 0
         self._started = self._told = time.monotonic()
 
@@ -102,12 +112,12 @@ class _Lines:
     def advance(self, images: int) -> None:
         self._done += images
         now = time.monotonic()
-        if now - self._told < LINE_SECONDS and self._done < self._total:
+        if now - self._told < self._every and self._done < self._total:
             return
         self._told = now
         rate = self._done / max(now - self._started, 1e-9)
         left = (self._total - self._done) / rate if rate else 0.0
-        print(f"{self._done:,} of {self._total:,} images · {rate:,.0f} images/s · {left:,.0f} s left", file=sys.stderr)  # noqa: T201
+        self._say(f"{self._done:,} of {self._total:,} images · {rate:,.0f} images/s · {left:,.0f} s left")
 
 
 class _QuietTraining:

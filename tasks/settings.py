@@ -56,6 +56,9 @@ class Settings(BaseSettings):
     cost_per_hour: Annotated[float, Field(ge=0)] | None = Field(
         None, description="What an hour of a worker costs, in dollars: estimates are made with it."
     )
+    ray_address: Annotated[str, Field(pattern=r"^(auto|(ray://)?[^\s/]+:\d{1,5})$")] | None = Field(
+        None, description='The Ray cluster of pipelines with engine = "ray": ray://HOST:10001, HOST:6379 or auto.'
+    )
     s3_endpoint: str | None = Field(None, description="An S3-compatible server; AWS where it is not set.")
     s3_region: str | None = Field(None, description="Region of the bucket.")
     s3_access_key: str | None = Field(None, description="Access key; boto3's own chain where it is not set.")

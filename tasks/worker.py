@@ -7,6 +7,7 @@ that does many shards and loads the model once; predict_shard is for a process t
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import timedelta
@@ -55,6 +56,7 @@ class Worker:
         self._engine = engine
         self._loaded: tuple[Model, tuple[Runtime, ...]] | None = None
         self._runtimes = ExitStack()
+        self._stop = threading.Event()
 
     def __enter__(self) -> Self:
         return self
@@ -68,6 +70,10 @@ class Worker:
         """Let go of the models and of the device's memory, whatever happened; a later shard loads them anew."""
         self._loaded = None
         self._runtimes.close()
+
+    def stop(self) -> None:
+        """From another thread: the shard in hand commits what is finished and raises Interrupted, and so does a later one."""
+        self._stop.set()
 
     def predict(
         self,
@@ -91,7 +97,7 @@ class Worker:
         scope = Scope(descriptor.staging, descriptor.shard, descriptor.model_no, decoder_of(model), descriptor.force)
         ledger = ShardLedger(engine, scope)
         model, runtimes = self._load(model)
-        shard = Shard(ledger, store, model, runtimes, self.settings, descriptor, stop_after, observe)
+        shard = Shard(ledger, store, model, runtimes, self.settings, descriptor, stop_after, observe, self._stop)
         outcomes = predict_shard(shard, on_progress)
         log.info("%s: %s", descriptor.label, outcomes)
         return outcomes

@@ -29,6 +29,8 @@ TEST_DATA = Path(os.environ.get("AFTERIMAGE_TEST_DATA", ROOT.parent / "shared" /
 # Before anything imports Airflow: its home must not be this user's, and its examples are not ours.
 os.environ.setdefault("AIRFLOW__CORE__LOAD_EXAMPLES", "False")
 os.environ.setdefault("AIRFLOW__USAGE_DATA_COLLECTION__ENABLED", "False")
+# Before anything imports Ray: its clusters here ask for a token that nobody else knows, and report to nobody.
+os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=uuid.uuid4().hex, RAY_USAGE_STATS_ENABLED="0")
 for _name in [
     name for name in os.environ if name.startswith("AFTERIMAGE_") and not name.startswith("AFTERIMAGE_TEST_")
 ]:

@@ -107,7 +107,7 @@ def predict(
     signal.signal(signal.SIGTERM, _end)
     with progress.images(quiet=as_json) as bar:
         try:
-            counts = road.run(request, settings, bar.plan, bar.advance, _engine(workers))
+            counts = road.run(request, settings, bar.plan, bar.advance, _engine(request.pipeline, workers))
         except TooManyFailures as error:
             failed_run, counts = str(error), road.summary_of(request, settings)
     typer.echo(json.dumps(counts) if as_json else road.format_summary(counts))
@@ -200,10 +200,13 @@ def _cache(database: str | None) -> Any:
     return road.open_cache(_settings(database))
 
 
-def _engine(workers: int | None) -> ShardEngine:
-    from tasks.engines import local, processes
+def _engine(pipeline: Pipeline, workers: int | None) -> ShardEngine:
+    """Processes of this machine where there are to be several; on Ray, `--workers` is how many actors there may be."""
+    from tasks.engines import engine_of, processes
 
-    return local.run_shards if workers in (None, 1) else partial(processes.run_shards, workers=workers)
+    if workers in (None, 1) or pipeline.engine == "ray":
+        return engine_of(pipeline)
+    return partial(processes.run_shards, workers=workers)
 
 
 def _pipeline(

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import gc
 import logging
-import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -32,6 +31,7 @@ from tasks.inference.reading import Work, read_object
 from tasks.inference.verdict import Verdict
 from tasks.observation import Observation, since
 from tasks.stage_times import Times
+from tasks.stopping import sigterm
 
 if TYPE_CHECKING:
     from tasks.models.bundle import Bundle
@@ -49,12 +49,13 @@ class Shard(Parts):
     """Everything that a shard works with.
 
     After `stop_after` an attempt that has committed something ends with a commit, and leaves the rest open. `observe` is
-    told of every commit.
+    told of every commit. Whoever sets `stop` ends it as SIGTERM does.
     """
 
     descriptor: ShardDescriptor
     stop_after: timedelta | None = None
     observe: Callable[[Observation], None] = lambda _observation: None
+    stop: threading.Event = field(default_factory=threading.Event)
 
 
 def predict_shard(shard: Shard, on_progress: Callable[[int], None]) -> dict[str, int]:
@@ -71,7 +72,7 @@ def predict_shard(shard: Shard, on_progress: Callable[[int], None]) -> dict[str,
             "after keep_runs_days, or by another run. Clear list_images, so that the run starts anew."
         )
     if before.get("open", 0) > 0:
-        with _sigterm() as stop, _lasting_objects():
+        with sigterm(shard.stop) as stop, _lasting_objects():
             _Attempt(shard, before["open"], on_progress, stop).run()
     return shard.ledger.outcomes()
 
@@ -207,17 +208,3 @@ def _lasting_objects() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
-
-
-@contextmanager
-def _sigterm() -> Iterator[threading.Event]:
-    """Set an event at SIGTERM instead of dying; only the main thread of a process may ask for signals."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = signal.signal(signal.SIGTERM, lambda _number, _frame: stop.set())
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -92,6 +92,11 @@ class Standalone:
         assert answer.status_code < 300, answer.text
         return answer.json()
 
+    def patch(self, path: str, body: Mapping[str, Any]) -> None:
+        """PATCH below /api/v2."""
+        answer = self._client.patch(f"/api/v2{path}", json=body)
+        assert answer.status_code < 300, answer.text
+
     def page(self, path: str, *, anonymous: bool = False) -> httpx.Response:
         """GET outside the REST API, with or without a token."""
         if not anonymous:

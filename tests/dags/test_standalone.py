@@ -15,15 +15,17 @@ import pytest
 from sqlalchemy import make_url
 
 from tasks.models.bundle import read_bundle
-from tests.conftest import ROOT, fresh_postgres
+from tests.conftest import ROOT, free_port, fresh_postgres
 from tests.dags.standalone import Standalone
 from tests.pictures import picture, write_pictures, write_small_bundle
+from tests.ray_nodes import ray_nodes, wait_until
 from tests.runner import Runner, outcomes
 
 pytestmark = pytest.mark.alone
 
 DAY = datetime(2026, 3, 1, tzinfo=UTC)
 PER_DAY = 30
+RAY_PORT = free_port()
 
 PIPELINES = """
 [daily]
@@ -49,6 +51,13 @@ images = "{home}/dated/{{{{ ds }}}}/"
 model = "{home}/model"
 schedule = "@daily"
 lookback_days = 1
+
+[clustered]
+images = "{home}/clustered"
+model = "{home}/model"
+engine = "ray"
+workers = 4
+commit_images = 4
 """
 
 ASSET_DAG = '''
@@ -110,7 +119,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_small_bundle(home / "model")
     write_small_bundle(home / "other-model", seed=7)
     write_pictures(home / "daily", 20)
-    for folder in ("history", "overlap", "dated"):
+    for folder in ("history", "overlap", "dated", "clustered"):
         (home / folder).mkdir()
     (home / "pipelines.toml").write_text(PIPELINES.format(home=home))
     (home / "none.toml").write_text("")
@@ -139,6 +148,7 @@ def airflow(home: Path, url: str, metadata_url: str) -> Iterator[Standalone]:
         "AFTERIMAGE_HOME": str(home / "afterimage"),
         "AFTERIMAGE_DATABASE": url,
         "AFTERIMAGE_DEVICE": "cpu",
+        "AFTERIMAGE_RAY_ADDRESS": f"127.0.0.1:{RAY_PORT}",
         "AIRFLOW__CORE__DAGS_FOLDER": str(home / "dags"),
     }
     running = Standalone(home, metadata_url, environment)
@@ -324,3 +334,35 @@ def test_nobody_else_is_let_in(airflow: Standalone) -> None:
         assert airflow.page(path, anonymous=True).status_code == 401
     for path in ("/afterimage/docs", "/afterimage/redoc", "/afterimage/openapi.json"):
         assert airflow.page(path, anonymous=True).status_code == 404
+
+
+def test_a_run_on_ray_that_is_marked_failed_ends_its_actors_and_goes_on_when_cleared(
+    airflow: Standalone, home: Path, url: str, tmp_path: Path
+) -> None:
+    """As somebody cancels it in the UI: what was committed stays, and the cluster is free for others at once."""
+    pytest.importorskip("ray")
+    for number in range(100):
+        (home / "clustered" / f"{number:05}.jpg").write_bytes(picture(number, (640, 480), "JPEG"))
+    runner = cache(home, url)
+    done = "SELECT count(outcome) done FROM work_item JOIN run USING (run_no) WHERE dag_id = 'predict_clustered'"
+
+    def committed() -> int:
+        return int(runner.rows(done)[0]["done"])
+
+    with ray_nodes(1, home / "node", port=RAY_PORT) as nodes:
+        airflow.unpause("predict_clustered")
+        run_id = airflow.post("/dags/predict_clustered/dagRuns", {"logical_date": None})["dag_run_id"]
+        airflow.wait(lambda: committed() > 0, 120, "a commit")
+        assert nodes.actors()
+        task = f"/dags/predict_clustered/dagRuns/{run_id}/taskInstances/predict_on_ray"
+        airflow.patch(task, {"new_state": "failed"})
+        seconds = wait_until(lambda: not nodes.actors(), 30, "the end of the actors")
+        print(f"the actors ended {seconds:.1f} s after the task was marked failed")
+        assert 0 < committed() < 100
+
+        body = {"dry_run": False, "dag_run_id": run_id, "task_ids": ["predict_on_ray"], "include_downstream": True}
+        airflow.post("/dags/predict_clustered/clearTaskInstances", {**body, "only_failed": False})
+        run = f"/dags/predict_clustered/dagRuns/{run_id}"
+        airflow.wait(lambda: airflow.get(run)["state"] == "success", 120, "the end of the cleared run")
+    assert committed() == 100
+    assert predictions(home, url, "clustered", "model") == by_command_line(home, tmp_path, "clustered", "model")

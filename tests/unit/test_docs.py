@@ -29,6 +29,8 @@ def test_every_key_of_pipelines_toml_is_in_the_readme_with_its_default() -> None
         assert row is not None, name
         if field.default is None:
             assert row[1] == "none", name
+        elif isinstance(field.default, str):
+            assert row[1] == field.default, name
         elif not field.is_required():
             assert float(row[1].replace(",", "")) == float(field.default), name
 

@@ -91,6 +91,8 @@ def test_every_problem_of_a_table_is_told_at_once(file: Path) -> None:
         ("include = '*.jpg'", "include = '*.jpg'", "valid tuple"),
         ("exclude = [1]", "exclude.0 = 1", "valid string"),
         ("schedule = 5", "schedule = 5", "valid string"),
+        ("engine = 'celery'", "engine = 'celery'", "'airflow' or 'ray'"),
+        ("engine = 1", "engine = 1", "'airflow' or 'ray'"),
     ],
 )
 def test_a_wrong_value_is_told_with_what_is_allowed(file: Path, line: str, found: str, allowed: str) -> None:
