@@ -8,7 +8,7 @@ PY := $(VENV)/bin/python
 BENCH := .venv-bench
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help demo ui test bench lint types format lock clean compose-check
+.PHONY: help demo ui test test-scaleout bench lint types format lock clean compose-check
 
 help:  ## List the targets
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 16
@@ -21,6 +21,9 @@ ui: $(VENV)/.installed  ## Airflow in the browser, with the demo's data
 
 test: $(VENV)/.installed-dev lint types  ## Lint, types and all tests
 	$(PY) -m pytest
+
+test-scaleout: $(VENV)/.installed-dev  ## Only the tests on several workers: Celery, Ray (make test has them, too)
+	$(PY) -m pytest -s $(wildcard tests/integration/test_celery.py tests/integration/test_ray.py)
 
 # The whole of it takes hours; ARGS="decode --rounds 3" takes one row. benchmarks/README.md tells the rest.
 bench: $(VENV)/.installed $(BENCH)/.installed  ## Measure beside DataLoader, Ray Data, Daft and SPDL, and print the table

@@ -34,6 +34,7 @@ from functools import partial
 from typing import Any
 
 from afterimage_context import current_request, current_settings
+from afterimage_executor import shard_options
 from afterimage_metrics import send
 from airflow.sdk import (
     DAG,
@@ -55,6 +56,7 @@ from tasks.settings import load_settings
 
 POOL = os.environ.get("AFTERIMAGE_POOL", "gpu")
 QUEUE = os.environ.get("AFTERIMAGE_QUEUE", "gpu")
+EXECUTOR = os.environ.get("AFTERIMAGE_EXECUTOR", "")
 
 # Trying again cannot mend these; all else is tried again.
 LASTING = (ConfigurationError, ModelChanged, StagingLost, InvariantViolation, TooManyFailures)
@@ -111,6 +113,9 @@ def build(pipeline: Pipeline, schedule: Any = None) -> DAG:
         start_date=datetime(2020, 1, 1, tzinfo=UTC),
         catchup=False,
         max_active_runs=1,
+        max_active_tasks=max(
+            16, pipeline.max_shards
+        ),  # the pool says how many; Airflow's 16 would leave a 17th GPU idle
         dagrun_timeout=timedelta(days=14),  # a first load of a large bucket takes days
         default_args={
             "retries": 3,
@@ -144,7 +149,13 @@ def build(pipeline: Pipeline, schedule: Any = None) -> DAG:
             shards = road.deduplicate(current_request(pipeline), settings, engine)
             return [shard.to_dict() for shard in shards]
 
-        @task(pool=POOL, queue=QUEUE, execution_timeout=shard_timeout, map_index_template="{{ shard_label }}")
+        @task(
+            pool=POOL,
+            queue=QUEUE,
+            execution_timeout=shard_timeout,
+            map_index_template="{{ shard_label }}",
+            **shard_options(EXECUTOR),
+        )
         def predict_and_upsert(shard: dict[str, Any]) -> dict[str, int]:
             from tasks import road
             from tasks.plan import ShardDescriptor
