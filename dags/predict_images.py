@@ -118,6 +118,8 @@ def build(pipeline: Pipeline, schedule: Any = None) -> DAG:
         start_date=datetime(2020, 1, 1, tzinfo=UTC),
         catchup=False,
         max_active_runs=1,
+        # The pool says how many; Airflow's 16 would leave a seventeenth GPU idle.
+        max_active_tasks=max(16, pipeline.max_shards),
         dagrun_timeout=RUN_TIMEOUT,
         default_args={
             "retries": 3,

@@ -49,6 +49,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if (TEST_DATA / "imagenet-sample").is_dir()
         else f"no photographs in {TEST_DATA}; point AFTERIMAGE_TEST_DATA at a folder that holds imagenet-sample/",
         "chromium": None if shutil.which("chromium") else "no Chromium here: apt-get install -y chromium",
+        "redis": None if shutil.which("redis-server") else "no Redis here: apt-get install -y redis-server",
         "gpu": None if os.path.exists("/dev/nvidiactl") else "no CUDA device here",
     }
     for item in items:

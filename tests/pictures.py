@@ -19,6 +19,15 @@ def picture(seed: int, size: tuple[int, int] = (40, 30), form: str = "PNG") -> b
     return out.getvalue()
 
 
+def tinted_picture(seed: int) -> bytes:
+    """As `picture`, in a colour of its own: small networks give such pictures different labels."""
+    draw = np.random.default_rng(seed)
+    pixels = draw.integers(0, 256, 3) * 0.8 + draw.integers(0, 50, (30, 40, 3))
+    out = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(out, "PNG")
+    return out.getvalue()
+
+
 def write_pictures(folder: Path, count: int, start: int = 0) -> list[str]:
     """`count` different images in a folder; returns their keys in order."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -35,6 +44,7 @@ def write_small_bundle(
     labels: tuple[str, ...] = LABELS,
     pinned: bool = False,
     name: str = "small",
+    width: int = 4,
 ) -> Path:
     """A bundle with an untrained small_cnn: its predictions mean nothing, and are the same every time."""
     import torch
@@ -47,7 +57,7 @@ def write_small_bundle(
     spec = ModelSpec(
         name=name,
         architecture="small_cnn",
-        options={"width": 4},
+        options={"width": width},
         top_k=2,
         preprocessing=Preprocessing(resize=crop, crop=crop, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
     )

@@ -83,6 +83,11 @@ def test_shards_go_to_the_gpu_and_nothing_else_does(bag: Any) -> None:
             assert (task.pool == "gpu", task.queue == "gpu") == (on_gpu, on_gpu), name
 
 
+def test_the_pool_alone_says_how_many_shards_run(bag: Any) -> None:
+    for dag in bag.dags.values():
+        assert dag.max_active_tasks == 64, "all shards of a run, wherever there are as many GPUs"
+
+
 def test_a_day_is_a_day_wide(bag: Any) -> None:
     timetable = bag.dags["predict_plain"].timetable
     assert type(timetable).__name__ == "CronDataIntervalTimetable"

@@ -13,6 +13,8 @@ from tests.dags.conftest import HOME, load_dags
 from tests.pictures import write_pictures
 from tests.ray_nodes import Nodes, ray_nodes
 
+pytestmark = pytest.mark.alone
+
 pytest.importorskip("ray")
 
 

@@ -26,6 +26,8 @@ from tests.pictures import picture, write_small_bundle
 from tests.ray_nodes import Nodes, ray_nodes, wait_until
 from tests.runner import Runner, outcomes
 
+pytestmark = pytest.mark.alone
+
 pytest.importorskip("ray")
 
 IMAGES, SHARDS, COMMIT = 120, 6, 4

@@ -98,7 +98,6 @@ def test_nothing_but_the_pool_bounds_the_shards_of_celery() -> None:
     environment = SERVICES["celery-scheduler"]["environment"]
 
     assert int(environment["AIRFLOW__CORE__PARALLELISM"]) >= 1024
-    assert int(SERVICES["dag-processor"]["environment"]["AIRFLOW__CORE__MAX_ACTIVE_TASKS_PER_DAG"]) >= 1024
 
 
 def test_the_broker_has_a_password_and_no_port() -> None:
