@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from benchmarks.measurements import alone, cached, ceiling, end_to_end, memory, processor, starting
+from benchmarks.measurements import alone, cached, ceiling, end_to_end, memory, on_ray, processor, starting
 from benchmarks.report import Report
 from benchmarks.workplace import Workplace
 
@@ -19,4 +19,5 @@ MEASUREMENTS: dict[str, Callable[[Workplace, Report], None]] = {
     "large": memory.large,
     "cached": cached.measure,
     "start": starting.measure,
+    "ray": on_ray.measure,
 }
