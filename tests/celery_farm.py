@@ -20,6 +20,7 @@ from tests.airflow_server import COMMAND, START_SECONDS, AirflowServer
 from tests.conftest import ROOT, free_port, wait_for_port
 
 POOL = "gpu"
+WORKER_CORES = 2  # of a worker, however many this machine has: what a shard has in flight grows with them
 READY = " ready."  # how Celery says that a worker takes tasks
 
 # No look for other workers at the start, no log server on all interfaces: a worker is ready sooner and stays on loopback.
@@ -113,6 +114,7 @@ class CeleryFarm(AirflowServer):
         """Start a worker of the queue `gpu`, as on a host of this name."""
         (self.home / f"{name}.log").unlink(missing_ok=True)
         self._launch(name, [*WORKER, "--celery-hostname", f"{name}@%h"], FARM_HOST=name)
+        os.sched_setaffinity(self.parts[name].process.pid, sorted(os.sched_getaffinity(0))[:WORKER_CORES])
 
     def wait_for_worker(self, name: str) -> None:
         """Wait until a worker takes tasks."""

@@ -19,10 +19,9 @@ from sqlalchemy import make_url
 
 from tasks.cache.database import connect
 from tasks.cache.migrating import migrate
-from tasks.processors import cores
 from tasks.settings import load_settings
 from tasks.storage.s3 import client
-from tests.celery_farm import CeleryFarm
+from tests.celery_farm import WORKER_CORES, CeleryFarm
 from tests.conftest import fresh_postgres
 from tests.farm_runtimes import RATE, RECORDS, WAITING, pictures_through
 from tests.pictures import tinted_picture, write_small_bundle
@@ -36,7 +35,7 @@ COMMIT_IMAGES, BATCH = 10, 4
 
 # What may have been predicted behind a shard's last commit: a full commit that did not arrive, the queue before it, and
 # the calls of the forward stage with the one that is being handed over.
-IN_FLIGHT = COMMIT_IMAGES + (4 * cores() + 2 * cores() + 1) * BATCH
+IN_FLIGHT = COMMIT_IMAGES + (4 * WORKER_CORES + 2 * WORKER_CORES + 1) * BATCH
 
 SHARD_SECONDS = 8.0  # of the network that waits
 
