@@ -6,7 +6,7 @@
 #
 # They share the layers of core's packages. Nothing is fetched when a container starts. Each has a list of its Python
 # packages with their licences in /opt/sbom.json (CycloneDX); `docker buildx build --sbom=true` attests Debian's as well.
-# Health checks belong to services and stand in docker-compose.yaml: each asks something else.
+# The health check asks what the container runs; services of docker-compose.yaml have stricter ones.
 FROM python:3.12.13-slim-trixie AS installer
 COPY requirements-uv.txt /
 RUN pip install --no-cache-dir --require-hashes -r /requirements-uv.txt
@@ -46,6 +46,7 @@ WORKDIR /opt/afterimage
 # LocalExecutor wait for the end of the shard, and are killed between two commits when their time is over.
 ENTRYPOINT ["tini", "-g", "--"]
 CMD ["python", "-m", "tasks", "--help"]
+HEALTHCHECK --interval=60s --timeout=30s --start-period=120s --retries=3 CMD ["sh", "/opt/afterimage/docker/healthy.sh"]
 
 
 # What the worker has beyond core: requirements.txt has core's packages in the same versions, so only the others are added.
@@ -60,6 +61,15 @@ RUN --mount=type=bind,from=installer,source=/usr/local/bin/uv,target=/usr/local/
     --mount=type=bind,source=requirements.txt,target=/requirements.txt \
     --mount=type=cache,target=/root/.cache/uv \
     UV_LINK_MODE=copy uv pip install --system --compile-bytecode --require-hashes -r /requirements.txt
+
+# Packages that only some need: --build-arg EXTRAS="ray onnx". extras/NAME.in says what each is for.
+ARG EXTRAS=""
+RUN --mount=type=bind,from=installer,source=/usr/local/bin/uv,target=/usr/local/bin/uv \
+    --mount=type=bind,source=extras,target=/extras \
+    --mount=type=cache,target=/root/.cache/uv \
+    for extra in $EXTRAS; do \
+        UV_LINK_MODE=copy uv pip install --system --compile-bytecode --require-hashes -r "/extras/$extra.txt" || exit 1; \
+    done
 
 
 FROM core-packages AS core-sbom

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tasks.extras import EXTRAS
 from tasks.settings import PROJECT
 from tests.compose import SERVICES, WORKERS
 from tests.conftest import ROOT, outer_environment
@@ -55,6 +56,15 @@ def test_there_are_two_targets_and_they_share_the_layers_of_cores_packages() -> 
     assert "source=requirements-core.txt" in STAGES["core-packages"][1]
     assert "source=requirements.txt" in STAGES["worker-packages"][1]
     assert DOCKERFILE.count("\nFROM ") == len(STAGES)
+    assert 'CMD ["sh", "/opt/afterimage/docker/healthy.sh"]' in STAGES["core-packages"][1]
+
+
+def test_the_worker_takes_every_extra_that_has_a_lock_and_none_by_itself() -> None:
+    stage = STAGES["worker-packages"][1]
+
+    assert 'ARG EXTRAS=""' in stage
+    assert '--require-hashes -r "/extras/$extra.txt"' in stage
+    assert set(EXTRAS.values()) == {path.stem for path in (PROJECT / "extras").glob("*.txt")}
 
 
 def test_services_that_run_tasks_get_the_worker_and_the_others_do_not() -> None:
@@ -125,7 +135,7 @@ def test_the_build_context_is_an_allow_list_without_secrets() -> None:
     locks = set(re.findall(r"\b(requirements[\w-]*\.txt) /|source=(requirements[\w-]*\.txt)", DOCKERFILE))
 
     assert lines[0] == "*"
-    assert allowed == {"".join(found) for found in locks} | {"dags", "plugins", "tasks", "demo", "docker"}
+    assert allowed == {"".join(found) for found in locks} | {"dags", "plugins", "tasks", "demo", "docker", "extras"}
 
 
 def test_cores_lock_is_a_part_of_the_workers() -> None:

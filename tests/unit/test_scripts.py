@@ -167,3 +167,29 @@ def test_init_takes_its_steps_in_order_and_ends_with_the_first_that_fails(tmp_pa
     code, called = steps(fails="pools")
     assert code != 0
     assert len(called) == 3
+
+
+@pytest.mark.parametrize(
+    ("command", "asked"),
+    [
+        ("tini -g -- airflow celery worker --queues=gpu", "celery inspect --timeout 10 --destination celery@here ping"),
+        ("tini -g -- airflow api-server", "python docker/answers.py http://127.0.0.1:8080/api/v2/monitor/health"),
+        ("tini -g -- airflow scheduler", "python docker/answers.py http://127.0.0.1:8974/health"),
+        ("tini -g -- python -m tasks predict photos", ""),
+    ],
+)
+def test_a_container_is_asked_for_what_it_runs(command: str, asked: str, tmp_path: Path) -> None:
+    for name in ("celery", "python"):
+        (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@" "$CELERY_BROKER_URL"\nexit 3\n')
+        (tmp_path / name).chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}:/bin:/usr/bin",
+        "HOSTNAME": "here",
+        "AIRFLOW__CELERY__BROKER_URL": "redis://b/0",
+    }
+    script = ["sh", str(PROJECT / "docker" / "healthy.sh"), command]
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, check=False)
+
+    broker = "redis://b/0" if "celery" in asked else ""
+    assert done.stdout.strip() == f"{asked} {broker}".strip()
+    assert done.returncode == (3 if asked else 0), "the answer decides"
