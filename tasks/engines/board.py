@@ -7,6 +7,7 @@ mend. It outlives every worker, so a worker that is started anew finds what the 
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -23,15 +24,26 @@ PATIENCE = timedelta(seconds=10)
 class Board:
     """One store, seen from either side. Raises torch.distributed.DistError where the other side is gone."""
 
-    def __init__(self, store: TCPStore) -> None:
+    def __init__(self, store: TCPStore, listening: socket.socket | None = None) -> None:
         self._store = store
+        self._listening = listening  # The store listens on it for as long as it lives.
         self._read: dict[int, int] = {}
         self._telling = threading.Lock()
 
     @classmethod
     def open(cls, shards: Sequence[ShardDescriptor]) -> Board:
         """A new board with the shards of a run, for other processes of this machine to connect to."""
-        board = cls(TCPStore(HOST, 0, is_master=True, wait_for_workers=False, timeout=PATIENCE))
+        # By itself a store listens on every address of the machine, and asks nobody who he is.
+        listening = socket.create_server((HOST, 0))
+        store = TCPStore(
+            HOST,
+            listening.getsockname()[1],
+            is_master=True,
+            wait_for_workers=False,
+            master_listen_fd=listening.fileno(),
+            timeout=PATIENCE,
+        )
+        board = cls(store, listening)
         board._store.set("shards", json.dumps([shard.to_dict() for shard in shards]))
         return board
 

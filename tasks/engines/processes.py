@@ -16,7 +16,8 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tasks import errors
 from tasks.errors import AfterimageError, WorkersLost
@@ -34,6 +35,7 @@ RESTARTS = 3
 LOOK_SECONDS = 0.2
 # Longer than torchrun gives its workers, and they need that for a commit.
 END_SECONDS = 60.0
+OUTPUT = "output"
 SAID = 4_000  # characters of torchrun's last words
 
 
@@ -50,34 +52,39 @@ def run_shards(
     from tasks.engines.board import Board
 
     board = Board.open(shards)
-    with tempfile.TemporaryFile() as output:
-        with _torchrun(board.port, settings, workers, output) as group:
+    with tempfile.TemporaryDirectory() as folder:
+        with _torchrun(board.port, settings, workers, Path(folder)) as group:
             while group.poll() is None and board.error() is None:
                 time.sleep(LOOK_SECONDS)
                 _hand_on(board, workers, on_progress, observe)
         _hand_on(board, workers, on_progress, observe)
         _raise_error(board)
         if group.returncode != 0:
-            raise WorkersLost(_lost(group.returncode, output))
+            raise WorkersLost(_lost(group.returncode, Path(folder, OUTPUT)))
 
 
 @contextmanager
-def _torchrun(port: int, settings: Settings, workers: int, output: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+def _torchrun(port: int, settings: Settings, workers: int, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """The group of workers; at the end it is told to stop, and waited for."""
     from tasks.engines.rank import PORT
 
-    command = [sys.executable, "-m", "torch.distributed.run", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
-    command += ["--local-addr=127.0.0.1", f"--nproc-per-node={workers}", f"--max-restarts={RESTARTS}"]
-    command += ["--monitor-interval=0.1", "-m", "tasks.engines.rank"]
+    # Its own meeting point is a file in a folder of this user's alone: over the network it would listen on every address of
+    # the machine, and what it finds there is a pickle.
+    command = [sys.executable, "-m", "torch.distributed.run", "--rdzv-backend=c10d", "--rdzv-conf=store_type=file"]
+    command += [f"--rdzv-endpoint={folder / 'meeting'}", "--local-addr=127.0.0.1", f"--nproc-per-node={workers}"]
+    command += [f"--max-restarts={RESTARTS}", "--monitor-interval=0.1", "-m", "tasks.engines.rank"]
     path = os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])
     # Without a number of threads torchrun says that it chose 1; rank.py counts its own.
     threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    environment = {**os.environ, **environment_of(settings), **threads, PORT: str(port), "PYTHONPATH": path}
+    unshared = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # A store for tensors' ways, on every address too.
+    environment = {**os.environ, **environment_of(settings), **threads, **unshared}
+    environment |= {PORT: str(port), "PYTHONPATH": path}
     # A session of its own: Ctrl-C reaches this process alone, which then tells the workers to commit. What the workers log
     # comes by the board; torchrun's own words are long, and of use only where it gives up.
-    group = subprocess.Popen(
-        command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-    )
+    with open(folder / OUTPUT, "wb") as output:
+        group = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
     try:
         yield group
     finally:
@@ -111,13 +118,14 @@ def _raise_error(board: Board) -> None:
         return
     kind = getattr(errors, error["kind"], None)
     if isinstance(kind, type) and issubclass(kind, AfterimageError):
-        raise kind(error["message"])
+        raised = kind(error["message"])
+        raised.add_note(error["trace"])
+        raise raised
     raise RuntimeError(f"A worker ended with:\n{error['trace']}")
 
 
-def _lost(returncode: int, output: IO[bytes]) -> str:
-    output.seek(0)
-    said = output.read().decode(errors="replace")[-SAID:]
+def _lost(returncode: int, output: Path) -> str:
+    said = output.read_text(errors="replace")[-SAID:]
     return (
         f"{said}\nThe workers were started {RESTARTS + 1} times, and each time one of them was killed (torchrun ended with "
         f"{returncode}). The lines above name the signal; -9 is mostly lack of memory: give fewer --workers or a smaller "

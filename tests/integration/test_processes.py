@@ -76,11 +76,17 @@ def test_two_workers_give_the_rows_of_one_and_both_did_shards(
 ) -> None:
     runner = Runner(home, database_url, images=str(images), model=str(model), workers=6)
     closed, devices = [], set()
+    listening: set[str] = set()
+
+    def look(images: int) -> None:
+        closed.append(images)
+        listening.update(addresses_listened_on())
+
     with caplog.at_level(logging.INFO):
         counts = road.run(
             runner.request(),
             runner.settings,
-            on_progress=closed.append,
+            on_progress=look,
             engine_of_shards=partial(processes.run_shards, workers=2),
             observe=lambda observation: devices.add(observation.device),
         )
@@ -89,6 +95,7 @@ def test_two_workers_give_the_rows_of_one_and_both_did_shards(
     assert runner.predictions() == single(tmp_path, home, images, model)
     assert sum(closed) == IMAGES, "every commit was told of"
     assert len(devices) == 1
+    assert listening == {"127.0.0.1"}, "nobody else's machine reaches the workers"
     done = [record.message for record in caplog.records if record.name == processes.__name__]
     assert len(done) == 6
     assert {message.split(":")[0] for message in done} == {"worker 0", "worker 1"}
@@ -192,6 +199,13 @@ def ranks(parent: int | None = None) -> list[psutil.Process]:
     """The workers below a process of ours."""
     below = psutil.Process(parent or os.getpid()).children(recursive=True)
     return [child for child in below if _is_rank(child)]
+
+
+def addresses_listened_on() -> set[str]:
+    """Addresses on which this process and those below it wait for others."""
+    mine = psutil.Process()
+    found = [each.net_connections("inet") for each in [mine, *mine.children(recursive=True)]]
+    return {one.laddr.ip for connections in found for one in connections if one.status == psutil.CONN_LISTEN}
 
 
 def _is_rank(process: psutil.Process) -> bool:
