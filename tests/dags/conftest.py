@@ -6,6 +6,7 @@ Airflow reads its settings when it is imported, so they are set when this file i
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -48,8 +49,12 @@ model = "{model}"
 
 @pytest.fixture(scope="package")
 def images() -> Path:
-    """The folder of the pipelines; each test fills it."""
+    """The folder of the pipelines; each test fills it.
+
+    Where files of other folders are run between those of this one, it is made anew.
+    """
     folder = HOME / "images"
+    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     return folder
 
