@@ -37,6 +37,9 @@ for _name in [
     del os.environ[_name]
 
 
+ENDED = pytest.StashKey[int]()
+
+
 def pytest_report_header() -> str:
     """What chance decides in this run, so that it can be repeated."""
     return f"seed {SEED}: repeat with AFTERIMAGE_TEST_SEED={SEED}"
@@ -56,6 +59,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for name, reason in reasons.items():
             if reason is not None and item.get_closest_marker(name):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Keep how the session ended for pytest_unconfigure."""
+    session.config.stash[ENDED] = int(exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End a process in which Ray was at once.
+
+    Several connections to clusters, one after the other, leave threads of Ray's behind, and one of them may bring the interpreter
+    down with a segmentation fault while it is taken apart. All is told and all fixtures are over by now.
+    """
+    if "ray" in sys.modules and ENDED in config.stash and not hasattr(config, "workerinput"):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(config.stash[ENDED])
 
 
 def outer_environment(**changes: str) -> dict[str, str]:

@@ -57,8 +57,11 @@ images = "{home}/clustered"
 model = "{home}/model"
 engine = "ray"
 workers = 4
-commit_images = 4
+commit_images = 20
 """
+
+PHOTOGRAPH = picture(0, (640, 480), "JPEG")  # what follows a JPEG changes its digest and none of its pixels
+CLUSTERED = 2_000  # some seconds of work for a node of one processor, so that a run can be cancelled on its way
 
 ASSET_DAG = '''
 """A DAG of the user's own: the pipeline `daily` again, whenever its predictions have changed. airflow"""
@@ -341,8 +344,8 @@ def test_a_run_on_ray_that_is_marked_failed_ends_its_actors_and_goes_on_when_cle
 ) -> None:
     """As somebody cancels it in the UI: what was committed stays, and the cluster is free for others at once."""
     pytest.importorskip("ray")
-    for number in range(100):
-        (home / "clustered" / f"{number:05}.jpg").write_bytes(picture(number, (640, 480), "JPEG"))
+    for number in range(CLUSTERED):
+        (home / "clustered" / f"{number:05}.jpg").write_bytes(PHOTOGRAPH + number.to_bytes(4, "big"))
     runner = cache(home, url)
     done = "SELECT count(outcome) done FROM work_item JOIN run USING (run_no) WHERE dag_id = 'predict_clustered'"
 
@@ -358,11 +361,11 @@ def test_a_run_on_ray_that_is_marked_failed_ends_its_actors_and_goes_on_when_cle
         airflow.patch(task, {"new_state": "failed"})
         seconds = wait_until(lambda: not nodes.actors(), 30, "the end of the actors")
         print(f"the actors ended {seconds:.1f} s after the task was marked failed")
-        assert 0 < committed() < 100
+        assert 0 < committed() < CLUSTERED
 
         body = {"dry_run": False, "dag_run_id": run_id, "task_ids": ["predict_on_ray"], "include_downstream": True}
         airflow.post("/dags/predict_clustered/clearTaskInstances", {**body, "only_failed": False})
         run = f"/dags/predict_clustered/dagRuns/{run_id}"
         airflow.wait(lambda: airflow.get(run)["state"] == "success", 120, "the end of the cleared run")
-    assert committed() == 100
+    assert committed() == CLUSTERED
     assert predictions(home, url, "clustered", "model") == by_command_line(home, tmp_path, "clustered", "model")

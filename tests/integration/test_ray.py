@@ -41,10 +41,14 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Photographs that take a while to decode, so that there is time to kill somebody."""
+    """Photographs of two megapixels: a shard takes most of a second, so that there is time to kill somebody.
+
+    What follows a JPEG changes its digest, and none of its pixels.
+    """
     folder = tmp_path_factory.mktemp("images")
+    shown = [picture(number, (1600, 1200), "JPEG") for number in range(SHARDS)]
     for number in range(IMAGES):
-        (folder / f"{number:05}.jpg").write_bytes(picture(number, (640, 480), "JPEG"))
+        (folder / f"{number:05}.jpg").write_bytes(shown[number % SHARDS] + number.to_bytes(4, "big"))
     return folder
 
 
@@ -82,7 +86,7 @@ def run(runner: Runner, on_progress: Callable[[int], None], observe: Callable[[O
 
 def everybody_is_there(nodes: Nodes, count: int) -> None:
     """Hold the driver up until each node has its actor, so that none of them does all the work."""
-    wait_until(lambda: len(nodes.actors()) >= count, 60, f"{count} actors")
+    wait_until(lambda: len(nodes.actors()) >= count, 180, f"{count} actors")
 
 
 def placed(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
