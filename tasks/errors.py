@@ -16,7 +16,7 @@
         ├── StagingLost             the staging rows that a shard was promised are not there
         ├── ModelChanged            the bundle is not the one that deduplicate saw
         ├── GlobalFault             nothing can be read or predicted, so no image is to blame
-        ├── WorkersLost             the processes or nodes that did the shards died again and again
+        ├── WorkersLost             the processes that shared a machine's work died again and again
         ├── ClusterUnavailable      a Ray cluster does not answer, or lost a shard again and again: worth another try
         ├── Interrupted             SIGTERM: the finished work is committed, the rest is open
         ├── InvariantViolation      listed != the sum of the outcomes
@@ -101,7 +101,7 @@ class GlobalFault(RunError):
 
 
 class WorkersLost(RunError):
-    """The processes or nodes that did the shards died, and starting them anew did not help."""
+    """The processes that shared a machine's work died, and starting them anew did not help."""
 
 
 class ClusterUnavailable(RunError):

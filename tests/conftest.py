@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -104,6 +104,16 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes], seconds: float = 
                 return
         time.sleep(0.05)
     raise TimeoutError(f"{process.args!r} does not listen on {port}")
+
+
+def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> float:
+    """Wait for something, with an error that says for what; the seconds until it held."""
+    started = time.monotonic()
+    while time.monotonic() - started < seconds:
+        if condition():
+            return time.monotonic() - started
+        time.sleep(0.1)
+    raise TimeoutError(f"waited {seconds} s for {what} (process {os.getpid()})")
 
 
 @contextmanager

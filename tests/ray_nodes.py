@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -122,13 +119,3 @@ def ray_nodes(count: int, home: Path, port: int | None = None) -> Iterator[Nodes
         finally:
             nodes.close()
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def wait_until(condition: Any, seconds: float, what: str) -> float:
-    """Seconds until a condition held."""
-    started = time.monotonic()
-    while time.monotonic() - started < seconds:
-        if condition():
-            return time.monotonic() - started
-        time.sleep(0.1)
-    raise TimeoutError(f"waited {seconds} s for {what} (process {os.getpid()})")

@@ -175,9 +175,8 @@ class _Run:
     def _listen(self, seconds: float) -> None:
         answers = [seat.answer for seat in self.seats]
         self.ray.wait(answers, timeout=seconds)
-        ready, _ = self.ray.wait(
-            answers, num_returns=len(answers), timeout=0
-        )  # All of them, so that nobody waits long.
+        # All that are there by now, so that nobody waits long.
+        ready, _ = self.ray.wait(answers, num_returns=len(answers), timeout=0)
         for seat in [seat for seat in self.seats if seat.answer in ready]:
             try:
                 answer = self.ray.get(seat.answer)

@@ -15,10 +15,10 @@ import pytest
 from sqlalchemy import make_url
 
 from tasks.models.bundle import read_bundle
-from tests.conftest import ROOT, free_port, fresh_postgres
+from tests.conftest import ROOT, free_port, fresh_postgres, wait_until
 from tests.dags.standalone import Standalone
 from tests.pictures import picture, write_pictures, write_small_bundle
-from tests.ray_nodes import ray_nodes, wait_until
+from tests.ray_nodes import ray_nodes
 from tests.runner import Runner, outcomes
 
 pytestmark = pytest.mark.alone

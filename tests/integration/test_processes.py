@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ import pytest
 from tasks import road
 from tasks.engines import processes
 from tasks.errors import ModelChanged, WorkersLost
-from tests.conftest import ROOT, outer_environment
+from tests.conftest import ROOT, outer_environment, wait_until
 from tests.pictures import write_pictures, write_small_bundle
 from tests.runner import Runner, outcomes
 
@@ -180,12 +179,12 @@ def test_whatever_ends_the_command_line_ends_its_workers(
     run = subprocess.Popen(
         [*command, "--workers", "2"], env=environment, stderr=subprocess.PIPE, start_new_session=True
     )
-    wait_for(lambda: len(ranks(run.pid)) == 2 and (tmp_path / "compiled").is_dir(), 60, "two workers at work")
+    wait_until(lambda: len(ranks(run.pid)) == 2 and (tmp_path / "compiled").is_dir(), 60, "two workers at work")
     started = ranks(run.pid)
     time.sleep(0.5)
     os.killpg(run.pid, number)  # Ctrl-C reaches every process of a terminal's group.
     _, said = run.communicate(timeout=60)
-    wait_for(lambda: not any(rank.is_running() for rank in started), 30, "the end of the workers")
+    wait_until(lambda: not any(rank.is_running() for rank in started), 30, "the end of the workers")
 
     again = subprocess.run([*command, "--json"], env=environment, capture_output=True, text=True, check=True)
     counts = json.loads(again.stdout)
@@ -213,12 +212,3 @@ def _is_rank(process: psutil.Process) -> bool:
         return "tasks.engines.rank" in process.cmdline() and "torch.distributed.run" not in process.cmdline()
     except psutil.Error:
         return False
-
-
-def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return
-        time.sleep(0.1)
-    raise TimeoutError(f"waited {seconds} s for {what}")

@@ -21,9 +21,9 @@ from tasks import road
 from tasks.engines import ray_cluster
 from tasks.errors import ClusterUnavailable, ConfigurationError, DatabaseUnavailable, GlobalFault, ModelChanged
 from tasks.observation import Observation
-from tests.conftest import outer_environment
+from tests.conftest import outer_environment, wait_until
 from tests.pictures import picture, write_small_bundle
-from tests.ray_nodes import Nodes, ray_nodes, wait_until
+from tests.ray_nodes import Nodes, ray_nodes
 from tests.runner import Runner, outcomes
 
 pytestmark = pytest.mark.alone

@@ -45,10 +45,15 @@ def needed(name: str, seen: set[str]) -> set[str]:
 
 
 def blocked() -> set[str]:
-    """Top-level modules of every other distribution that is installed here."""
+    """Top-level modules of every distribution that the bare image lacks."""
     there: set[str] = set()
     for name in THERE:
         needed(name, there)
+    return modules_beyond(there)
+
+
+def modules_beyond(there: set[str]) -> set[str]:
+    """Top-level modules of every distribution that is installed here and not named in `there`."""
     return {
         module
         for module, owners in packages_distributions().items()

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from tasks.extras import EXTRAS
 from tasks.settings import PROJECT
 from tests.compose import SERVICES, WORKERS
 from tests.conftest import ROOT, outer_environment
-from tests.unit.test_bare_image import BLOCK
+from tests.unit.test_bare_image import BLOCK, modules_beyond
 
 DOCKERFILE = (PROJECT / "Dockerfile").read_text(encoding="utf-8")
 # Instructions of each stage, without comments, with their continued lines.
@@ -168,14 +167,7 @@ def test_what_lists_the_packages_is_not_among_them() -> None:
 
 def beyond_core() -> set[str]:
     """Top-level modules of every distribution that is installed here and not in core's lock."""
-    core = names("requirements-core.txt")
-    return {
-        module
-        for module, owners in packages_distributions().items()
-        if not any(re.sub(r"[-_.]+", "-", owner).lower() in core for owner in owners)
-        and module not in sys.stdlib_module_names
-        and module not in ("tasks", "tests", "_distutils_hack", "_virtualenv")
-    }
+    return modules_beyond(names("requirements-core.txt"))
 
 
 def on_core(code: str, tmp_path: Path, *arguments: str, **environment: str) -> str:
