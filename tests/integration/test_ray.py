@@ -121,7 +121,7 @@ def test_two_nodes_give_the_rows_of_one_process(
     assert sorted(shard for shard, _ in given) == list(range(SHARDS))
     assert {node for _, node in given} == {node.node_id for node in nodes.nodes}
     assert not (tmp_path / "home" / "compiled").exists(), "networks are converted in the homes of the nodes"
-    assert nodes.actors() == []
+    wait_until(lambda: not nodes.actors(), 5, "the end of the actors")
 
 
 def test_a_node_that_is_killed_costs_its_open_batch(
@@ -237,7 +237,7 @@ def test_a_driver_that_is_told_to_end_has_its_actors_commit(
 
     assert process.returncode == 2
     assert "SIGTERM: what was finished is committed" in errors
-    assert nodes.actors() == []
+    wait_until(lambda: not nodes.actors(), 5, "the end of the actors")
     counts = runner.rows("SELECT state, open, predicted, forward_passes FROM v_run")[0]
     assert counts["state"] == "failed"
     assert 0 < counts["predicted"] < IMAGES
