@@ -2,8 +2,10 @@
 
     source ──< image >── (digest) ── prediction >── model
     run ──< work_item        what one run listed, each row with one outcome in the end
-    run ──< shard            how far each slice of its work has come
+    run ──< shard            how far each slice of its work has come; `working` until an attempt says that it is over,
+                             `frontier` the last key that was taken in hand
     failure                  the quarantine: (source, key, etag, model) -> reason
+    block                    what was erased for good: a key of a source, or a digest
     pipeline                 the current model of each pipeline
 
 Names that end in `_no` are numbers inside this database. `model_id`, `run_id` and `digest` are what the world sees.
@@ -31,6 +33,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    false,
 )
 
 SCHEMA = "afterimage"
@@ -141,6 +144,18 @@ failure = Table(
     Column("first_failed_at", Moment, nullable=False),
     Column("last_failed_at", Moment, nullable=False),
     Column("run_no", Integer, nullable=False),
+    Column("digest", LargeBinary),
+)
+
+block = Table(
+    "block",
+    metadata,
+    Column("block_no", Integer, primary_key=True),
+    Column("source_no", Integer, ForeignKey(source.c.source_no)),
+    Column("key", Key),
+    Column("digest", LargeBinary, unique=True),
+    Column("blocked_at", Moment, nullable=False),
+    UniqueConstraint("source_no", "key"),
 )
 
 run = Table(
@@ -209,6 +224,9 @@ shard = Table(
     Column("seconds", Double, nullable=False, server_default="0"),
     Column("stages", Text, nullable=False, server_default="{}"),
     Column("updated_at", Moment),
+    _count("attempts"),
+    Column("working", Boolean, nullable=False, server_default=false()),
+    Column("frontier", Key),
 )
 
 rate = Table(

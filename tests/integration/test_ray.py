@@ -8,16 +8,21 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import types
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from tasks import road
+from tasks.cache.database import connect
+from tasks.cache.migrating import migrate
 from tasks.engines import ray_cluster
 from tasks.errors import ClusterUnavailable, ConfigurationError, DatabaseUnavailable, GlobalFault, ModelChanged
 from tasks.observation import Observation
@@ -69,9 +74,6 @@ def calm(home: Path, images: Path, model: Path, tmp_path_factory: pytest.TempPat
 @pytest.fixture
 def runner(nodes: Nodes, images: Path, model: Path, tmp_path: Path, postgres_url: str) -> Runner:
     """A pipeline whose shards go to the cluster, over PostgreSQL; `tmp_path` is the driver's home."""
-    from tasks.cache.database import connect
-    from tasks.cache.migrating import migrate
-
     migrate(connect(postgres_url))
     table = {"images": str(images), "model": str(model), "workers": SHARDS, "commit_images": COMMIT, "engine": "ray"}
     return Runner(tmp_path / "home", postgres_url, {"ray_address": nodes.address}, **table)
@@ -84,15 +86,27 @@ def run(runner: Runner, on_progress: Callable[[int], None], observe: Callable[[O
     )
 
 
-def everybody_is_there(nodes: Nodes, count: int) -> None:
-    """Hold the driver up until each node has its actor, so that none of them does all the work."""
-    wait_until(lambda: len(nodes.actors()) >= count, 180, f"{count} actors")
+def leave_some_for(node: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Hold the driver up, commit by commit, while a node has not got its first shard."""
+    if node not in {given for _, given in placed(caplog)}:
+        time.sleep(0.5)
 
 
 def placed(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
     """(shard, node) of every shard that was given to an actor, in order."""
     given = [record.args for record in caplog.records if "goes to" in record.msg]
     return [(int(label.split("/")[0].removeprefix("shard ")) - 1, place.node) for label, place in given]  # type: ignore
+
+
+@contextmanager
+def handler(one: logging.Handler) -> Iterator[None]:
+    """Let it hear what the engine logs, after caplog did."""
+    logger = logging.getLogger("tasks.engines")
+    logger.addHandler(one)
+    try:
+        yield
+    finally:
+        logger.removeHandler(one)
 
 
 @pytest.fixture(autouse=True)
@@ -107,8 +121,8 @@ def test_two_nodes_give_the_rows_of_one_process(
     observed: Counter[str] = Counter()
 
     def advance(images: int) -> None:
-        if not progress:
-            everybody_is_there(nodes, 2)
+        for node in nodes.nodes:
+            leave_some_for(node.node_id, caplog)
         progress.append(images)
 
     counts = run(runner, advance, lambda one: observed.update(one.outcomes))
@@ -130,20 +144,34 @@ def test_a_node_that_is_killed_costs_its_open_batch(
     nodes.add()
     victim = nodes.nodes[-1].node_id
     states = "SELECT shard, count(outcome) done, count(*) - count(outcome) open FROM work_item GROUP BY shard"
+    last = "SELECT key FROM afterimage.work_item WHERE shard = :shard AND outcome IS NULL ORDER BY key DESC LIMIT 1 FOR UPDATE"
     lost: dict[str, Any] = {}
 
     def strike(_images: int) -> None:
-        if not lost:
-            everybody_is_there(nodes, 3)
-        shards = [shard for shard, node in placed(caplog) if node == victim]
-        row = next((row for row in runner.rows(states) if row["shard"] in shards and row["done"] and row["open"]), None)
-        if row is not None and not lost:
+        leave_some_for(victim, caplog)
+        shard = next((shard for shard, node in placed(caplog) if node == victim), None)
+        if shard is None or lost:
+            return
+        row = next(row for row in runner.rows(states) if row["shard"] == shard)
+        if row["done"]:
             nodes.kill(-1)
             # What it committed in its last moment is known now.
-            lost.update(next(one for one in runner.rows(states) if one["shard"] == row["shard"]))
+            lost.update(next(one for one in runner.rows(states) if one["shard"] == shard))
             lost["rows"] = runner.rows("SELECT digest, predicted_at FROM prediction")
+            holder.rollback()
 
-    counts = run(runner, strike, lambda _one: None)
+    class Holder(logging.Handler):
+        """Locks the last image of the victim's first shard as the shard is given away: it cannot be over before the blow."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            given = placed(caplog)
+            if "goes to" in record.msg and [node for _, node in given].count(victim) == 1 and given[-1][1] == victim:
+                assert holder.execute(text(last), {"shard": given[-1][0]}).one()
+
+    engine = connect(runner.settings.database_url)
+    with engine.connect() as holder, handler(Holder()):
+        counts = run(runner, strike, lambda _one: None)
+    engine.dispose()
 
     assert lost["done"] > 0, "it had committed"
     assert lost["open"] > 0, "it had more to do"
@@ -301,14 +329,12 @@ def test_a_shard_that_is_lost_again_and_again_ends_the_run(
                 for process in nodes.actors():
                     process.kill()
 
-    killer = Killer()
-    logging.getLogger("tasks.engines").addHandler(killer)
     _, shards = runner.plan()
-    try:
-        with pytest.raises(ClusterUnavailable, match=r"shard 1/6 .* was lost 3 times, the last time on .* \(node "):
-            ray_cluster.run_shards(shards[:1], runner.settings)
-    finally:
-        logging.getLogger("tasks.engines").removeHandler(killer)
+    with (
+        handler(Killer()),
+        pytest.raises(ClusterUnavailable, match=r"shard 1/6 .* was lost 3 times, the last time on .* \(node "),
+    ):
+        ray_cluster.run_shards(shards[:1], runner.settings)
     assert [shard for shard, _ in placed(caplog)] == [0, 0, 0]
 
 
