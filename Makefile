@@ -9,7 +9,7 @@ BENCH := .venv-bench
 JOBS ?= 2
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help demo ui test test-scaleout bench lint types format lock clean compose-check
+.PHONY: help demo ui test faults test-scaleout bench lint types format lock clean compose-check
 
 help:  ## List the targets
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 16
@@ -24,6 +24,11 @@ ui: $(VENV)/.installed  ## Airflow in the browser, with the demo's data
 test: $(VENV)/.installed-dev lint types  ## Lint, types and all tests
 	$(PY) -m pytest -n $(JOBS) --dist loadfile -m "not alone"
 	$(PY) -m pytest -m alone
+
+faults: $(VENV)/.installed-dev  ## Inject every fault, and print the table of docs/reliability.md
+	@mkdir -p var && rm -f var/faults.jsonl
+	AFTERIMAGE_TEST_FAULTS=$(CURDIR)/var/faults.jsonl $(PY) -m pytest tests/faults
+	@$(PY) -m tests.faults.record var/faults.jsonl
 
 test-scaleout: $(VENV)/.installed-dev  ## Only the tests on several workers, which make test has too
 	$(PY) -m pytest -s $(addprefix tests/integration/test_,$(addsuffix .py,celery ray processes))
