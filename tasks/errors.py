@@ -18,6 +18,7 @@
         ├── GlobalFault             nothing can be read or predicted, so no image is to blame
         ├── WorkersLost             the processes that shared a machine's work died again and again
         ├── ClusterUnavailable      a Ray cluster does not answer, or lost a shard again and again: worth another try
+        ├── DecoderStalled          one image keeps a decoder busy for minutes: the next attempt decodes it apart
         ├── Interrupted             SIGTERM: the finished work is committed, the rest is open
         ├── InvariantViolation      listed != the sum of the outcomes
         └── TooManyFailures         more than max_failure_rate of the images failed; all is committed
@@ -71,8 +72,8 @@ class TransientStorageError(StorageError):
 class ImageError(AfterimageError):
     """The bytes of one image cannot be used.
 
-    `reason` is a code of the quarantine: empty, not_an_image, unsupported_format, truncated,
-    too_many_pixels.
+    `reason` is a code of the quarantine: empty, not_an_image, unsupported_format, truncated, too_many_pixels,
+    decode_timeout or decoder_crash.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -106,6 +107,10 @@ class WorkersLost(RunError):
 
 class ClusterUnavailable(RunError):
     """A Ray cluster does not answer, or lost a shard again and again."""
+
+
+class DecoderStalled(RunError):
+    """Decoding of an image does not end; the next attempt decodes it in a process of its own."""
 
 
 class Interrupted(RunError):

@@ -53,6 +53,9 @@ class Settings(BaseSettings):
     queue_mib: Annotated[int, Field(ge=1)] = Field(
         256, description="MiB of files and pixels that wait between the stages of one worker."
     )
+    max_image_mib: Annotated[int, Field(ge=1)] = Field(
+        512, description="MiB of an object that is still read; a larger one is quarantined as too_many_bytes."
+    )
     cost_per_hour: Annotated[float, Field(ge=0)] | None = Field(
         None, description="What an hour of a worker costs, in dollars: estimates are made with it."
     )

@@ -239,7 +239,7 @@ def _advance(connection: Connection, scope: Scope, progress: Progress) -> None:
     """Add to the shard's counts what this attempt did, in the transaction that makes it last."""
     connection.execute(
         update(shard)
-        .where(*_of(scope))
+        .where(*of_shard(scope))
         .values(
             device=progress.device,
             reads=shard.c.reads + progress.reads,
@@ -261,7 +261,7 @@ def record_progress(engine: Engine, scope: Scope, progress: Progress) -> None:
 
 def _measure(connection: Connection, scope: Scope) -> None:
     """Keep the rate of this model on this device, where the shard had enough work to tell."""
-    done = connection.execute(select(shard).where(*_of(scope), shard.c.reads >= MEASURED_READS)).one_or_none()
+    done = connection.execute(select(shard).where(*of_shard(scope), shard.c.reads >= MEASURED_READS)).one_or_none()
     if done is None or done.device is None or done.seconds <= 0:
         return
     measured = {"images_per_second": done.reads / done.seconds, "measured_at": now()}
@@ -274,10 +274,11 @@ def _measure(connection: Connection, scope: Scope) -> None:
 
 def spent(connection: Connection, scope: Scope) -> tuple[float, dict[str, Any]]:
     """Seconds, and the stages' times, that earlier attempts of this shard committed."""
-    row = connection.execute(select(shard.c.seconds, shard.c.stages).where(*_of(scope))).one_or_none()
+    row = connection.execute(select(shard.c.seconds, shard.c.stages).where(*of_shard(scope))).one_or_none()
     return (0.0, {}) if row is None else (row.seconds, json.loads(row.stages))
 
 
-def _of(scope: Scope) -> tuple[ColumnElement[bool], ...]:
+def of_shard(scope: Scope) -> tuple[ColumnElement[bool], ...]:
+    """The row of a shard."""
     staging = scope.staging
     return shard.c.run_no == staging.run_no, shard.c.generation == staging.generation, shard.c.shard == scope.shard

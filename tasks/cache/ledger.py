@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
 
-from tasks.cache import commits, reconciling, staging
+from tasks.cache import attempts, commits, reconciling, staging
 from tasks.cache.database import reading
 from tasks.cache.models import predicted_digests
 from tasks.cache.outcome import Finished, Progress
+from tasks.errors import AfterimageError
 from tasks.storage.base import ImageObject
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -26,9 +31,22 @@ class ShardLedger:
         """{outcome: rows}, with `open` for rows that have none."""
         return staging.shard_outcomes(self.engine, self.scope.staging, self.scope.shard)
 
-    def open_rows(self) -> Iterator[ImageObject]:
-        """The rows that have no outcome yet, in key order, a page at a time."""
-        return staging.open_rows(self.engine, self.scope.staging, self.scope.shard)
+    def take_rows(self) -> Iterator[ImageObject]:
+        """The rows that have no outcome yet, in key order, a page at a time. Each page is noted before it is given out."""
+        for page in staging.open_pages(self.engine, self.scope.staging, self.scope.shard):
+            attempts.advance(self.engine, self.scope, page[-1].key)
+            yield from page
+
+    def suspects(self) -> set[str]:
+        """Keys of the shard that were in flight when a process died which had them in hand, this shard's or another one."""
+        return attempts.suspects(self.engine, self.scope)
+
+    def end_attempt(self) -> None:
+        """Say that an attempt is over, and was not killed. Where that cannot be said, the next one is careful for nothing."""
+        try:
+            attempts.end(self.engine, self.scope)
+        except (AfterimageError, SQLAlchemyError) as error:
+            log.warning("The end of this attempt could not be noted: %s", error)
 
     def candidates(self, avoid: Collection[str]) -> list[ImageObject]:
         """Some objects of the shard to try the storage with."""

@@ -224,7 +224,6 @@ shard = Table(
     Column("seconds", Double, nullable=False, server_default="0"),
     Column("stages", Text, nullable=False, server_default="{}"),
     Column("updated_at", Moment),
-    _count("attempts"),
     Column("working", Boolean, nullable=False, server_default=false()),
     Column("frontier", Key),
 )

@@ -226,8 +226,8 @@ def expected_work(engine: Engine, staging: Staging) -> tuple[int, float | None]:
     return shards, float(images) / rate if rate else None
 
 
-def open_rows(engine: Engine, staging: Staging, number: int) -> Iterator[ImageObject]:
-    """The rows of a shard that have no outcome yet, in key order, a page at a time."""
+def open_pages(engine: Engine, staging: Staging, number: int) -> Iterator[list[ImageObject]]:
+    """The rows of a shard that have no outcome yet, in key order, in pages of at least one."""
     after: str | None = None
     while True:
         wanted = [*of(staging), work_item.c.shard == number, work_item.c.outcome.is_(None)]
@@ -236,8 +236,8 @@ def open_rows(engine: Engine, staging: Staging, number: int) -> Iterator[ImageOb
         columns = (work_item.c.key, work_item.c.etag, work_item.c.size, work_item.c.last_modified)
         with reading(engine) as connection:
             page = connection.execute(select(*columns).where(*wanted).order_by(work_item.c.key).limit(PAGE_ROWS)).all()
-        for key, etag, size, last_modified in page:
-            yield ImageObject(key, etag, size, last_modified)
+        if page:
+            yield [ImageObject(*row) for row in page]
         if len(page) < PAGE_ROWS:
             return
         after = page[-1].key

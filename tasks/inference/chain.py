@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from tasks.inference.batching import batches, weight, weight_of_all
 from tasks.inference.decode_stage import DecodeStage
+from tasks.inference.decoding.isolated import IsolatedDecoder
 from tasks.inference.decoding.policies import open_decoder
 from tasks.inference.forward_stage import ForwardStage, Rule
 from tasks.inference.in_flight import InFlight
@@ -88,6 +89,9 @@ class Chain:
             for number, bundle in enumerate(parts.model.stages, 1)
             if numbered("decode", number) in self._workers
         }
+        # What was in flight when a process died may have killed it.
+        self._suspects = parts.ledger.suspects()
+        self._stages: list[DecodeStage] = []
         self.meters = Meters(self._workers, cores())
         # Reads and decodings under way and their results, and two queues for each further stage: each may hold as much.
         self._share = settings.queue_mib * MIB // (2 * (len(self._workers) - 2))
@@ -115,8 +119,10 @@ class Chain:
         """Behind `source`, decode for a model of the cascade."""
         name, workers = numbered("decode", number), self._workers["decode"]
         decoder, later = self._decoders[name], list(self._decoders)[-1] != name
-        slots = PixelSlots(self._parts.model.stages[number - 1].spec.preprocessing.crop)
-        stage = DecodeStage(decoder, slots, self.meters[name], keeps_files=later)
+        spec, compiled = self._parts.model.stages[number - 1].spec.preprocessing, self._parts.settings.compiled
+        slots, isolated = PixelSlots(spec.crop), IsolatedDecoder(spec, compiled)
+        stage = DecodeStage(decoder, isolated, slots, self.meters[name], later, self._suspects)
+        self._stages.append(stage)
         groups = self._look_up(decoder.group) if number == 1 else batches(source, decoder.group, self._share)
         room = Room(decoder.group * workers, self._share, weight_of_all)
         calls = Parallel(stage.decode, groups, workers, room, self.closing, name)
@@ -147,7 +153,14 @@ class Chain:
         """End every stage; what is on its way is dropped, and stays open in the database."""
         self.closing.set()
         self._in_flight.close()
+        for stage in self._stages:
+            stage.isolated.close()
         self.end.close()
+
+    def check(self) -> None:
+        """Raises DecoderStalled where an image keeps a decoder busy for minutes."""
+        for stage in self._stages:
+            stage.check()
 
     def times(self) -> Times:
         """What the stages did so far, and for how long each waited: before it for work, behind it for a taker."""
@@ -171,12 +184,13 @@ class Chain:
             return self._taken[0] - before[0], self._taken[1] - before[1]
 
     def _rows(self) -> Iterator[ImageObject]:
-        for row in self._parts.ledger.open_rows():
+        for row in self._parts.ledger.take_rows():
             self.rows += 1
             yield row
 
     def _read_one(self, listed: ImageObject) -> Work:
-        work = read_object(self._parts.store, listed, self._room_to_read)
+        most = self._parts.settings.max_image_mib * MIB
+        work = read_object(self._parts.store, listed, self._room_to_read, most)
         self.meters["read"].pass_on(1)
         if work.finished is not None and work.finished.failed is not None:
             self.meters["read"].fail()

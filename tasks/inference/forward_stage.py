@@ -6,11 +6,12 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tasks.inference.bisecting import compute
 from tasks.inference.meters import Meter
 from tasks.inference.pixels import Pixels, PixelSlots
 from tasks.inference.reading import Work
 from tasks.inference.scoring import score
-from tasks.inference.verdict import NONFINITE_OUTPUT
+from tasks.inference.verdict import COMPUTE_ERROR, NONFINITE_OUTPUT
 
 if TYPE_CHECKING:
     from tasks.cache.outcome import Scored
@@ -50,17 +51,24 @@ class ForwardStage:
             return group
         with self._meter.work(len(batch)):
             pixels = self._gather(batch)
-            found = score(self.runtime.predict(pixels), self._bundle.labels, self._rule.top_k, self._rule.number)
+            logits, errors = compute(self.runtime, pixels, len(self._bundle.labels))
+            found = score(logits, self._bundle.labels, self._rule.top_k, self._rule.number)
         with self._lock:
             self.passes += len(batch)
-        for work, scored in zip(batch, found, strict=True):
-            self._decide(work, scored)
+        for number, (work, scored) in enumerate(zip(batch, found, strict=True)):
+            self._decide(work, scored, errors.get(number))
         return group
 
-    def _decide(self, work: Work, scored: Scored | None) -> None:
+    def _decide(self, work: Work, scored: Scored | None, error: Exception | None) -> None:
         slot, least = work.pixels, self._rule.margin
-        if scored is None:
-            name = self._bundle.spec.name
+        name = self._bundle.spec.name
+        if error is not None:
+            message = (
+                f"{name} fails on this image alone: {type(error).__name__}: {error}. Try another model or runtime."
+            )
+            work.fail(COMPUTE_ERROR, message, permanent=False)
+            self._meter.fail()
+        elif scored is None:
             message = f"{name} gives an output that is not finite for this image. Try another model."
             work.fail(NONFINITE_OUTPUT, message, permanent=False)
             self._meter.fail()

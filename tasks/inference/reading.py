@@ -18,7 +18,7 @@ from tasks.storage.base import Blob, ImageObject, ObjectStore
 ATTEMPTS = 3
 FIRST_PAUSE_SECONDS = 0.2
 
-ACCESS_DENIED, STORAGE_ERROR = "access_denied", "storage_error"
+ACCESS_DENIED, STORAGE_ERROR, TOO_MANY_BYTES = "access_denied", "storage_error", "too_many_bytes"
 
 
 @dataclass(slots=True)
@@ -59,14 +59,21 @@ class Work:
 
 
 def read_object(
-    store: ObjectStore, listed: ImageObject, room: Callable[[], AbstractContextManager[object]] = nullcontext
+    store: ObjectStore,
+    listed: ImageObject,
+    room: Callable[[], AbstractContextManager[object]] = nullcontext,
+    most_bytes: int = 2**62,
 ) -> Work:
     """Read one object and take its digest. What goes wrong is in the Work: nothing is raised for a single object.
 
     An object that was overwritten since the listing is read again without condition, and is stored under the etag
-    that was read. Each attempt waits for `room`; pauses between attempts take none.
+    that was read. Each attempt waits for `room`; pauses between attempts take none. What was listed with more than
+    `most_bytes` is not read.
     """
     work = Work(listed)
+    if listed.size > most_bytes:
+        work.fail(TOO_MANY_BYTES, _too_large(listed.size, most_bytes), permanent=True)
+        return work
     try:
         blob = _read(store, listed, room)
     except ObjectVanished:
@@ -80,7 +87,16 @@ def read_object(
         work.image = ImageObject(listed.key, blob.etag, len(blob.data), blob.last_modified)
         work.digest = hashlib.sha256(blob.data).digest()
         work.data = blob.data
+        if len(blob.data) > most_bytes:
+            work.fail(TOO_MANY_BYTES, _too_large(len(blob.data), most_bytes), permanent=True)
     return work
+
+
+def _too_large(size: int, most_bytes: int) -> str:
+    return (
+        f"The object has {size:,} bytes, and AFTERIMAGE_MAX_IMAGE_MIB allows {most_bytes:,}. Make it smaller; or raise the "
+        "setting, and run ./afterimage retry --reason too_many_bytes."
+    )
 
 
 def _read(store: ObjectStore, listed: ImageObject, room: Callable[[], AbstractContextManager[object]]) -> Blob:

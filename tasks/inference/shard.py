@@ -25,7 +25,8 @@ import numpy as np
 
 from tasks import stage_times
 from tasks.cache.outcome import Progress
-from tasks.errors import GlobalFault, Interrupted, ModelError, StagingLost
+from tasks.errors import AfterimageError, DecoderStalled, GlobalFault, Interrupted, ModelError, StagingLost
+from tasks.inference.bisecting import blank
 from tasks.inference.chain import Chain, Parts
 from tasks.inference.reading import Work, read_object
 from tasks.inference.verdict import Verdict
@@ -73,8 +74,22 @@ def predict_shard(shard: Shard, on_progress: Callable[[int], None]) -> dict[str,
         )
     if before.get("open", 0) > 0:
         with sigterm(shard.stop) as stop, _lasting_objects():
-            _Attempt(shard, before["open"], on_progress, stop).run()
+            _attempt(shard, before["open"], on_progress, stop)
     return shard.ledger.outcomes()
+
+
+def _attempt(shard: Shard, images: int, on_progress: Callable[[int], None], stop: threading.Event) -> None:
+    """One attempt, which says in the end that it is over. One that never says so was killed, and what it had in flight is
+    suspected of it."""
+    attempt = _Attempt(shard, images, on_progress, stop)
+    try:
+        attempt.run()
+    except DecoderStalled:  # It is as good as dead.
+        raise
+    except BaseException:
+        shard.ledger.end_attempt()
+        raise
+    shard.ledger.end_attempt()
 
 
 class _Attempt:
@@ -109,6 +124,7 @@ class _Attempt:
                     self.last_read = work if work.was_read else self.last_read
                     self.pending += self.verdict.judge(work)
                 self._commit_if_due()
+                self.chain.check()
                 if self._is_over():
                     self._commit()
                     shard.ledger.record(self._progress())
@@ -185,7 +201,15 @@ class _Attempt:
 
 def _try(bundle: Bundle, runtime: Runtime) -> None:
     name, crop = bundle.spec.name, bundle.spec.preprocessing.crop
-    logits = runtime.predict(np.full((1, crop, crop, 3), 127, np.uint8))
+    try:
+        logits = runtime.predict(blank(crop))
+    except (AfterimageError, MemoryError):
+        raise
+    except Exception as error:
+        raise GlobalFault(
+            f"The model {name} fails on {runtime.device}, on a blank image already: {type(error).__name__}: {error}. Check the "
+            "bundle and the device, then clear the task."
+        ) from error
     if logits.shape != (1, len(bundle.labels)):
         raise ModelError(
             f"The model {name} gives {logits.shape[1:]} outputs for {len(bundle.labels)} labels. Correct the labels file."

@@ -1,8 +1,8 @@
 """Is it the image, or is it the world?
 
 Reasons that lie in the image (truncated, not an image) always commit. Reasons that may be global (access denied,
-storage errors, non-finite output) are held back until something of the same kind succeeds: then the image was to
-blame. Where nothing succeeds, the fault is global, the task fails and no image is quarantined for it.
+storage errors, non-finite output, a network that raises) are held back until something of the same kind succeeds: then the
+image was to blame. Where nothing succeeds, the fault is global, the task fails and no image is quarantined for it.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from collections.abc import Callable
 from tasks.errors import GlobalFault
 from tasks.inference.reading import ACCESS_DENIED, STORAGE_ERROR, Work
 
-NONFINITE_OUTPUT = "nonfinite_output"
+NONFINITE_OUTPUT, COMPUTE_ERROR = "nonfinite_output", "compute_error"
 
 CONSECUTIVE_LIMIT = 20
 
 _STORAGE, _MODEL = "storage", "model"
-_KIND = {ACCESS_DENIED: _STORAGE, STORAGE_ERROR: _STORAGE, NONFINITE_OUTPUT: _MODEL}
+_KIND = {ACCESS_DENIED: _STORAGE, STORAGE_ERROR: _STORAGE, NONFINITE_OUTPUT: _MODEL, COMPUTE_ERROR: _MODEL}
 
 
 class Verdict:
@@ -71,7 +71,7 @@ class Verdict:
         first = held[0].finished
         assert first is not None
         assert first.failed is not None
-        what = "Objects cannot be read" if kind == _STORAGE else "The model's output is not finite"
+        what = "Objects cannot be read" if kind == _STORAGE else "The model gives nothing that can be used"
         return GlobalFault(
             f"{what}: {len(held)} in a row and none that worked. The first one: {first.failed.message} "
             "Nothing was quarantined for this. Mend it and clear the task: it goes on where it stopped."

@@ -3,6 +3,8 @@
 policies.py      which decoder a policy takes, and Pillow for all that the others leave
 jpeg.py          JPEG on a CPU: libjpeg-turbo, then the resize
 nvjpeg.py        JPEG in groups on a GPU
+isolated.py      in child processes, what may kill or stall a process
+child.py         such a child
 header.py        what a JPEG says before its pixels
 geometry.py      where the crop lies
 resampling.py    resize and crop in one go

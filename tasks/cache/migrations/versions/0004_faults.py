@@ -33,7 +33,6 @@ STATISTICS = f"""
 
 def upgrade() -> None:
     schema = words()["schema"]
-    op.execute(f"ALTER TABLE {schema}shard ADD COLUMN attempts BIGINT NOT NULL DEFAULT 0")
     op.execute(f"ALTER TABLE {schema}shard ADD COLUMN working BOOLEAN NOT NULL DEFAULT FALSE")
     op.execute(f"ALTER TABLE {schema}shard ADD COLUMN frontier TEXT{words()['collation']}")
     op.execute(f"ALTER TABLE {schema}failure ADD COLUMN digest {words()['bytes']}")
@@ -58,7 +57,7 @@ def downgrade() -> None:
     if schema:
         op.execute(f"DROP FUNCTION {SCHEMA}.refresh_statistics()")
     op.drop_table("block", schema=SCHEMA)
-    for table, column in (("failure", "digest"), ("shard", "frontier"), ("shard", "working"), ("shard", "attempts")):
+    for table, column in (("failure", "digest"), ("shard", "frontier"), ("shard", "working")):
         op.execute(f"ALTER TABLE {schema}{table} DROP COLUMN {column}")
 
 
