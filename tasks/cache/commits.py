@@ -9,25 +9,20 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, bindparam, delete, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, Engine, bindparam, select, update
 
 from tasks.cache.database import repeated, writing
-from tasks.cache.outcome import Failed, Finished, Progress
+from tasks.cache.outcome import Finished, Progress
+from tasks.cache.quarantine import quarantine
 from tasks.cache.runs import Staging, check_generation, insert, now
-from tasks.cache.schema import failure, image, prediction, rate, shard, work_item
-from tasks.storage.base import ImageObject
+from tasks.cache.schema import image, prediction, rate, shard, work_item
 
 CHUNK = 500
 
 # A shard of fewer reads was mostly start-up, and tells nothing about the rate.
 MEASURED_READS = 100
-
-# A failure that may pass is tried again after 1, 2, 4, ... hours, at most a week.
-FIRST_RETRY = timedelta(hours=1)
-LONGEST_RETRY = timedelta(days=7)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +49,7 @@ def commit(engine: Engine, scope: Scope, finished: Sequence[Finished], progress:
         won = _insert_predictions(connection, scope, mine)
         outcomes = {item.key: _outcome(item, won) for item in mine}
         _upsert_images(connection, row.source_no, mine)
-        _quarantine(connection, scope, row.source_no, mine)
+        quarantine(connection, row.source_no, scope.model_no, scope.decoder, scope.staging.run_no, mine)
         _close_rows(connection, scope.staging, outcomes)
         _advance(connection, scope, progress)
     return outcomes
@@ -170,54 +165,6 @@ def _upsert_images(connection: Connection, source_no: int, finished: Iterable[Fi
             )
             .values(deleted_at=moment)
         )
-
-
-def _quarantine(connection: Connection, scope: Scope, source_no: int, finished: Sequence[Finished]) -> None:
-    """Write the failures, and drop those that a success or a newer upload under the key has made obsolete."""
-    for start in range(0, len(finished), CHUNK):
-        chunk = finished[start : start + CHUNK]
-        failed = [(item.image, item.failed) for item in chunk if item.failed is not None and item.image is not None]
-        obsolete = delete(failure).where(
-            failure.c.source_no == source_no,
-            failure.c.model_no == scope.model_no,
-            failure.c.key.in_([item.key for item in chunk]),
-        )
-        if failed:
-            kept = [(found.key, found.etag) for found, _ in failed]
-            obsolete = obsolete.where(tuple_(failure.c.key, failure.c.etag).not_in(kept))
-        connection.execute(obsolete)
-        for found, why in failed:
-            _upsert_failure(connection, scope, source_no, found, why)
-
-
-def _upsert_failure(connection: Connection, scope: Scope, source_no: int, found: ImageObject, failed: Failed) -> None:
-    moment = now()
-    where = {"source_no": source_no, "key": found.key, "etag": found.etag, "model_no": scope.model_no}
-    before = connection.execute(
-        select(failure.c.attempts).where(*(failure.c[name] == value for name, value in where.items()))
-    ).scalar_one_or_none()
-    attempts = (before or 0) + 1
-    state = {
-        "size": found.size,
-        "last_modified": found.last_modified,
-        "reason": failed.reason,
-        "message": failed.message[:2000],
-        "decoder": scope.decoder,
-        "attempts": attempts,
-        "next_retry_at": None if failed.permanent else moment + retry_delay(attempts),
-        "last_failed_at": moment,
-        "run_no": scope.staging.run_no,
-    }
-    connection.execute(
-        insert(connection, failure)
-        .values(**where, **state, first_failed_at=moment)
-        .on_conflict_do_update(index_elements=list(where), set_=state)
-    )
-
-
-def retry_delay(attempts: int) -> timedelta:
-    """How long a failure that may pass rests after so many attempts."""
-    return LONGEST_RETRY if attempts > 10 else min(LONGEST_RETRY, FIRST_RETRY * 2 ** (attempts - 1))
 
 
 def _close_rows(connection: Connection, staging: Staging, outcomes: Mapping[str, str]) -> None:

@@ -82,7 +82,7 @@ def test_many_keys_that_may_not_be_read_are_no_global_fault_while_others_can(
 
 def test_a_retry_that_is_due_is_tried(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     refuse(monkeypatch, AccessDenied("403"), lambda key: key == "00030.png")
-    monkeypatch.setattr("tasks.cache.commits.retry_delay", lambda _attempts: timedelta(seconds=-1))
+    monkeypatch.setattr("tasks.cache.quarantine.retry_delay", lambda _attempts: timedelta(seconds=-1))
     runner.run()
     monkeypatch.undo()
     assert outcomes(runner.run()) == {"cached": 59, "predicted": 1}

@@ -56,7 +56,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
         return read(store, key, etag)
 
     monkeypatch.setattr(LocalStore, "read", guarded)
-    monkeypatch.setattr(commits, "retry_delay", lambda _attempts: timedelta(seconds=-1))
+    monkeypatch.setattr(quarantine, "retry_delay", lambda _attempts: timedelta(seconds=-1))
 
 
 def test_a_scheduled_run_over_a_date_template_tries_failures_of_days_long_past(
@@ -87,10 +87,10 @@ def test_failures_that_are_not_due_or_not_of_this_pipeline_are_left_alone(
         assert outcomes(make().run(march(1, 1), run_type="scheduled"))["failed"] == 2
     assert make(exclude=("*00010*",)).run(march(9, 9), run_type="scheduled")["listed"] == 0
     assert make(images=f"{folder}/raw/x{{{{ ds }}}}/").run(march(9, 9), run_type="scheduled")["listed"] == 0
-    monkeypatch.setattr(commits, "retry_delay", lambda _attempts: timedelta(hours=1))
+    monkeypatch.setattr(quarantine, "retry_delay", lambda _attempts: timedelta(hours=1))
     with monkeypatch.context() as patched:
         refuse(patched, "00010")
-        patched.setattr(commits, "retry_delay", lambda _attempts: timedelta(hours=1))
+        patched.setattr(quarantine, "retry_delay", lambda _attempts: timedelta(hours=1))
         make().run(march(9, 9), run_type="scheduled")
     assert make().run(march(10, 10), run_type="scheduled")["listed"] == 0
 

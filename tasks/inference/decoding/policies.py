@@ -180,7 +180,3 @@ def _unidentified(data: bytes) -> ImageError:
 
 def _too_many(found: str) -> str:
     return f"The image has too many pixels ({found}; at most {MAX_PIXELS:,}). Scale it down."
-
-
-def is_costly(data: bytes) -> bool:
-    return False
