@@ -3,7 +3,9 @@
 policies.py      which decoder a policy takes, and Pillow for all that the others leave
 jpeg.py          JPEG on a CPU: libjpeg-turbo, then the resize
 nvjpeg.py        JPEG in groups on a GPU
-header.py        what a JPEG says before its pixels
+header.py        what a JPEG says beside its pixels
+sizes.py         how many pixels a file of any format says it has
+costs.py         which files would take seconds, told without decoding
 geometry.py      where the crop lies
 resampling.py    resize and crop in one go
 kernel.py        the loops of it, in Python that numba compiles
