@@ -1,14 +1,19 @@
-"""What a JPEG file says of itself before its pixels begin: frame, size, colours. Nothing is decoded here."""
+"""What a JPEG file says of itself: frame, size, colours, and how many scans its pixels come in. Nothing is decoded here."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 BASELINE = 0xC0
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the gaps are tables, not frames
+FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the gaps are tables, not frames
 APP1 = 0xE1  # EXIF and XMP
 _START_OF_SCAN, _APP14 = 0xDA, 0xEE
+_END_OF_IMAGE = 0xD9
+_SEQUENTIAL = (0xC0, 0xC1, 0xC9)  # a first scan that holds all components is the only one that is read
+_NEXT_MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")  # not the zeros and restarts between coded pixels
+MOST_SCANS = 500  # what libjpeg-turbo's own fuzzers stop at; cameras and the web write at most about ten
 _RGB_TRANSFORM = 0  # Adobe's mark for three components that are RGB as they stand
 _RGB_NAMES = tuple(b"RGB")  # the mark of others
 
@@ -44,7 +49,7 @@ def read_header(data: bytes) -> JpegHeader | None:
     for marker, at, end in segments(data):
         if marker == _APP14 and data[at : at + 5] == b"Adobe" and end - at >= 12:
             adobe = data[at + 11]
-        elif marker in _FRAMES and found is None:
+        elif marker in FRAMES and found is None:
             found = _frame(marker, data[at:end])
     if found is None or adobe is None:
         return found
@@ -73,3 +78,31 @@ def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
             return
         yield marker, at + 4, end
         at = end
+
+
+def scans(data: bytes) -> int:
+    """How many times a decoder of this JPEG goes over its pixels, at most one more than MOST_SCANS; 0 where it has none.
+
+    A damaged file is walked as libjpeg walks it: what stands between two markers is passed over.
+    """
+    frame, parts, count = 0, 0, 0
+    for marker, at, _ in markers(data):
+        if marker in FRAMES and not frame:
+            frame, parts = marker, data[at + 5] if at + 5 < len(data) else 0
+        if marker == _START_OF_SCAN:
+            count += 1
+            is_whole = frame in _SEQUENTIAL and at < len(data) and data[at] >= parts
+            if is_whole or count > MOST_SCANS:
+                return count
+    return count
+
+
+def markers(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """(marker, first byte, end) of each segment up to the end of the image, those between scans too."""
+    at = 2
+    while data[:2] == b"\xff\xd8" and (found := _NEXT_MARKER.search(data, at)):
+        marker, first = data[found.end() - 1], found.end() + 2
+        if marker == _END_OF_IMAGE:
+            return
+        at = max(first, found.end() + int.from_bytes(data[found.end() : first], "big"))
+        yield marker, first, at

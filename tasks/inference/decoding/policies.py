@@ -25,6 +25,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from tasks.errors import ConfigurationError, ImageError
+from tasks.inference.decoding import costs
 from tasks.inference.decoding.geometry import crop_of
 from tasks.inference.decoding.jpeg import JpegDecoder, stated_orientation
 from tasks.inference.decoding.nvjpeg import NvjpegDecoder
@@ -59,6 +60,11 @@ _OTHER_FORMATS = {
     b"8BPS": "Photoshop",
     b"\x00\x00\x00\x0cjP": "JPEG 2000",
 }
+
+
+def is_costly(data: bytes) -> bool:
+    """Whether decoding could take over some seconds or much memory, so that it belongs into a process with limits."""
+    return costs.is_costly(data, MAX_PIXELS)
 
 
 def decoder_version(policy: str) -> str:
