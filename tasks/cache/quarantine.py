@@ -92,7 +92,7 @@ def mark_due(engine: Engine, reason: str | None, key: str | None, source_uri: st
 
     Those of a reason or a key, permanent ones too; without either, those that may pass.
     """
-    chosen = [failure.c.next_retry_at.is_not(None)] if reason is None and key is None else []
+    chosen: list[ColumnElement[bool]] = [failure.c.next_retry_at.is_not(None)] if reason is None and key is None else []
     chosen += [failure.c.reason == reason] if reason is not None else []
     chosen += [failure.c.key == key] if key is not None else []
     if source_uri is not None:

@@ -5,7 +5,6 @@ jpeg.py          JPEG on a CPU: libjpeg-turbo, then the resize
 nvjpeg.py        JPEG in groups on a GPU
 isolated.py      in child processes, what may kill or stall a process
 child.py         such a child
-header.py        what a JPEG says before its pixels
 header.py        what a JPEG says beside its pixels
 sizes.py         how many pixels a file of any format says it has
 costs.py         which files would take seconds, told without decoding
