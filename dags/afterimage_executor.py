@@ -5,6 +5,7 @@ What the pod is made of beyond that (image, secrets, configuration) comes from A
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
@@ -12,6 +13,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tasks.errors import ConfigurationError
 from tasks.settings import load_settings, read_environment
+
+POOL = os.environ.get("AFTERIMAGE_POOL", "gpu")
+QUEUE = os.environ.get("AFTERIMAGE_QUEUE", "gpu")
 
 CACHE = "afterimage-home"
 

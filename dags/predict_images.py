@@ -32,39 +32,29 @@ Settings come from `AFTERIMAGE_*` and from the Connections `afterimage_database`
 from __future__ import annotations
 
 import logging
-import os
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
 from afterimage_context import current_request, current_settings
-from afterimage_executor import shard_options
+from afterimage_defaults import DEFAULT_ARGS, RUN_TIMEOUT
+from afterimage_executor import POOL, QUEUE, shard_options
 from afterimage_metrics import send
 from airflow.sdk import (
     DAG,
     Asset,
     CronDataIntervalTimetable,
-    ExceptionRetryPolicy,
     Param,
-    RetryAction,
-    RetryRule,
     dag,
     get_current_context,
     task,
 )
 from airflow.sdk.exceptions import AirflowRescheduleException, AirflowSkipException
 
-from tasks.errors import LASTING
 from tasks.pipelines import Pipeline, read_pipelines
 from tasks.settings import load_settings
 
 log = logging.getLogger(__name__)
-
-POOL = os.environ.get("AFTERIMAGE_POOL", "gpu")
-QUEUE = os.environ.get("AFTERIMAGE_QUEUE", "gpu")
-
-# A first load of a large bucket takes days.
-RUN_TIMEOUT = timedelta(days=14)
 
 # The scheduler must have heard of the end of a task before it may start the task again; else it takes the news for a
 # failure of the second one.
@@ -121,16 +111,7 @@ def build(pipeline: Pipeline, schedule: Any = None) -> DAG:
         # The pool says how many; Airflow's 16 would leave a seventeenth GPU idle.
         max_active_tasks=max(16, pipeline.max_shards),
         dagrun_timeout=RUN_TIMEOUT,
-        default_args={
-            "retries": 3,
-            "retry_delay": timedelta(seconds=30),
-            "retry_exponential_backoff": 2.0,
-            "max_retry_delay": timedelta(minutes=10),
-            "retry_policy": ExceptionRetryPolicy(
-                rules=[RetryRule(exception=error, action=RetryAction.FAIL) for error in LASTING]
-            ),
-            "execution_timeout": timedelta(hours=6),
-        },
+        default_args=DEFAULT_ARGS,
         params=PARAMS,
         tags=["afterimage"],
         doc_md=__doc__,

@@ -15,7 +15,8 @@ from tasks.window import EVERYTHING, Window
 class RunRequest:
     """One execution of a pipeline, as it was asked for.
 
-    `name` is the pipeline's name in the run row; None for a folder that the command line was pointed at.
+    `name` is the pipeline's name in the run row; None for a folder that the command line was pointed at. With `retry` it looks
+    at failures that are due and lists nothing.
     """
 
     key: RunKey
@@ -26,6 +27,7 @@ class RunRequest:
     force: bool = False
     limit: int | None = None
     dry_run: bool = False
+    retry: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from sqlalchemy import Engine
 
 from tasks import reporting, worker
 from tasks.cache.database import cache_name
+from tasks.cache.quarantine import count_due
 from tasks.cache.runs import RunStart, find_staging, forget_run, listing_of, open_run
 from tasks.cache.staging import expected_work, stage_page
 from tasks.deduplication import DedupeOptions
@@ -54,7 +55,9 @@ def list_images(request: RunRequest, settings: Settings, engine: Engine | None =
     store = open_store(location, settings)
     staging = open_run(engine, start)
     listed = ignored = 0
-    for page in list_pages(store, location, request.window, _key_filter(request)):
+    # A retry takes what is due from the quarantine, in deduplicate.
+    pages = [] if request.retry else list_pages(store, location, request.window, _key_filter(request))
+    for page in pages:
         stage_page(engine, staging, page.images, page.ignored)
         listed, ignored = listed + len(page.images), ignored + page.ignored
     log.info("Listed %d images under %s; ignored %d other objects", listed, request.pipeline.images, ignored)
@@ -102,9 +105,9 @@ def deduplicate(request: RunRequest, settings: Settings, engine: Engine | None =
 def publish_run(request: RunRequest, settings: Settings, engine: Engine | None = None) -> dict[str, Any]:
     """Check the invariant, close the run and return its counts."""
     engine = engine or open_cache(settings)
-    options = reporting.ReportOptions(
-        request.name, request.pipeline.max_failure_rate, timedelta(days=request.pipeline.keep_runs_days)
-    )
+    # What is tried again fails again more often than not, and says nothing about the day.
+    most = 1.0 if request.retry else request.pipeline.max_failure_rate
+    options = reporting.ReportOptions(request.name, most, timedelta(days=request.pipeline.keep_runs_days))
     counts = reporting.publish(engine, find_staging(engine, request.key), options)
     log.info("%s", reporting.format_summary(counts))
     return counts
@@ -139,6 +142,19 @@ def summary_of(request: RunRequest, settings: Settings) -> dict[str, Any]:
     """The counts of a run, whatever state it is in."""
     engine = open_cache(settings)
     return reporting.summary(engine, find_staging(engine, request.key))
+
+
+def retry(request: RunRequest, settings: Settings, engine_of_shards: ShardEngine = run_shards) -> dict[str, Any] | None:
+    """Try the failures of a pipeline that are due; the counts of the run, None where there are none."""
+    engine = open_cache(settings)
+    source = parse_location(request.pipeline.images).source(settings.s3_endpoint)
+    if not count_due(engine, source):
+        return None
+    counts = run(request, settings, engine_of_shards=engine_of_shards)
+    if counts["listed"]:
+        return counts
+    forget_run(engine, find_staging(engine, request.key))  # They are another pipeline's.
+    return None
 
 
 def run(
@@ -193,6 +209,8 @@ def _key_filter(request: RunRequest) -> KeyFilter:
 def _saw(request: RunRequest, location: Location) -> Callable[[str], bool] | None:
     """Whether the listing would have shown a key; None where a key does not tell, as within a window on LastModified."""
     keys, template, window = _key_filter(request), location.template, request.window
+    if request.retry:
+        return None
     if template is None:
         return keys.wants if window.is_open else None
     if not (window.is_open or template.tells_days):
@@ -201,8 +219,11 @@ def _saw(request: RunRequest, location: Location) -> Callable[[str], bool] | Non
 
 
 def _retried(request: RunRequest, location: Location) -> Callable[[str], bool] | None:
-    """Which failures a run tries again although it does not list them: those of any day, where days are listed daily."""
+    """Which failures a run tries again although it does not list them: those of any day, where days are listed daily; and all
+    of the pipeline, in a run that is a retry."""
     keys, template = _key_filter(request), location.template
-    if template is None or request.run_type != SCHEDULED:
+    if not request.retry and (template is None or request.run_type != SCHEDULED):
         return None
+    if template is None:
+        return keys.wants
     return lambda key: keys.wants(key) and template.matches(key, EVERYTHING)

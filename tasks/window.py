@@ -13,7 +13,7 @@ from datetime import UTC, date, datetime, timedelta
 
 from tasks.errors import ConfigurationError
 
-BACKFILL, SCHEDULED = "backfill", "scheduled"
+BACKFILL, SCHEDULED, RETRY = "backfill", "scheduled", "retry"
 
 _FIELD = re.compile(r"\{\{\s*(.*?)\s*\}\}")
 _FORMATS: Mapping[str, tuple[str, str]] = {

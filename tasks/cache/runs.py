@@ -18,7 +18,7 @@ from tasks import stage_times
 from tasks.cache.database import is_sqlite, reading, writing
 from tasks.cache.schema import model, pipeline, run, shard, source, work_item
 from tasks.errors import StagingLost, StaleGeneration
-from tasks.window import SCHEDULED, Window
+from tasks.window import RETRY, SCHEDULED, Window
 
 OUTCOMES = ("cached", "known_bad", "deferred", "reused", "predicted", "failed", "vanished")
 
@@ -241,8 +241,10 @@ def _point_pipeline(connection: Connection, row: Row[Any], *, is_whole: bool) ->
     """Make the run's model the pipeline's current one.
 
     A pipeline that has one already changes only after a run by schedule or over everything, and never back to an older
-    run's model: users' SQL would see a part of the images, or the past.
+    run's model: users' SQL would see a part of the images, or the past. A retry of failures changes nothing.
     """
+    if row.run_type == RETRY:
+        return
     known = connection.execute(select(pipeline.c.name).where(pipeline.c.name == row.pipeline)).scalar_one_or_none()
     newer = select(run.c.run_no).where(
         run.c.pipeline == row.pipeline, run.c.state == SUCCESS, run.c.run_no > row.run_no

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 import uuid
@@ -24,7 +25,8 @@ from tasks.cache.database import connect
 from tasks.cache.migrating import migrate as migrate_cache
 from tasks.cache.runs import RunKey
 from tasks.cli.models import models
-from tasks.errors import AfterimageError, Interrupted, TooManyFailures
+from tasks.cli.retrying import retry
+from tasks.errors import AfterimageError, DecoderStalled, Interrupted, TooManyFailures
 from tasks.pipelines import Pipeline, find_pipeline, make_pipeline
 from tasks.plan import RunRequest
 from tasks.settings import Settings, load_settings
@@ -44,6 +46,7 @@ app = typer.Typer(
 )
 
 app.add_typer(models, name="models")
+app.command()(retry)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else.")]
 Database = Annotated[str | None, typer.Option(help="URL of the cache; default: AFTERIMAGE_DATABASE.")]
@@ -54,6 +57,11 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
     try:
         app()
+    except DecoderStalled as error:
+        # The interpreter would wait at its end for the thread that never comes back.
+        typer.echo(f"Error: {error}", err=True)
+        sys.stderr.flush()
+        os._exit(COULD_NOT_RUN)
     except AfterimageError as error:
         _stop(error)
     except SQLAlchemyError as error:

@@ -18,7 +18,7 @@ def bag(airflow: None) -> Any:
 
 def test_every_dag_file_parses_and_every_pipeline_has_a_dag(bag: Any) -> None:
     assert bag.import_errors == {}
-    assert sorted(bag.dags) == ["predict_manual", "predict_plain", "predict_templated"]
+    assert sorted(bag.dags) == ["maintain_cache", "predict_manual", "predict_plain", "predict_templated"]
 
 
 def test_a_wrong_table_is_an_import_error_and_stops_no_other_pipeline(
@@ -33,7 +33,7 @@ def test_a_wrong_table_is_an_import_error_and_stops_no_other_pipeline(
     )
     monkeypatch.setenv("AFTERIMAGE_PIPELINES", str(file))
     bag = load_dags()
-    assert sorted(bag.dags) == ["predict_right"]
+    assert sorted(bag.dags) == ["maintain_cache", "predict_right"]
     (message,) = bag.import_errors.values()
     assert "[wrong] has an unknown key 'shard_second'" in message
     assert "[worse] lacks the key 'model'" in message
@@ -47,7 +47,7 @@ def test_a_cascade_has_a_dag_and_one_without_a_margin_is_an_import_error(
     file.write_text(f"[cascade]\n{table}cascade_margin = 0.4\n[wrong]\n{table}")
     monkeypatch.setenv("AFTERIMAGE_PIPELINES", str(file))
     bag = load_dags()
-    assert sorted(bag.dags) == ["predict_cascade"]
+    assert sorted(bag.dags) == ["maintain_cache", "predict_cascade"]
     assert sorted(bag.dags["predict_cascade"].params) == ["dry_run", "force", "limit", "window_end", "window_start"]
     (message,) = bag.import_errors.values()
     assert "[wrong] lacks the key 'cascade_margin'" in message
@@ -79,7 +79,7 @@ def test_the_steps_stand_in_their_order(bag: Any) -> None:
 def test_shards_go_to_the_gpu_and_nothing_else_does(bag: Any) -> None:
     for dag in bag.dags.values():
         for name, task in dag.task_dict.items():
-            on_gpu = name == "predict_and_upsert"
+            on_gpu = name in ("predict_and_upsert", "retry_failures")
             assert (task.pool == "gpu", task.queue == "gpu") == (on_gpu, on_gpu), name
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tasks.cache import commits
+from tasks.cache import quarantine
 from tasks.errors import AccessDenied
 from tasks.storage.base import Blob
 from tasks.storage.local import LocalStore

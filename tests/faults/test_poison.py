@@ -1,0 +1,366 @@
+"""Images that kill, stall or starve whoever decodes them, and images on which a network raises."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tasks.errors import DecoderStalled, GlobalFault
+from tasks.inference import decode_stage, reading
+from tasks.inference.decoding import isolated
+from tasks.models.runtimes import Logits, Pixels
+from tasks.models.runtimes.openvino_runtime import OpenVinoRuntime
+from tests.conftest import outer_environment
+from tests.faults.oracle import settle
+from tests.faults.record import record
+from tests.pictures import picture, write_pictures, write_small_bundle
+from tests.runner import Runner, outcomes
+
+IMAGES = 40
+POISONED = Path(__file__).with_name("poisoned")
+
+WORKER = """
+import sys
+from pathlib import Path
+from tasks.inference.decoding import isolated
+from tests.runner import Runner
+
+home, url, images, model = sys.argv[1:]
+isolated.Limits.__init__.__defaults__ = (256 * 2**20, 2, 20.0)
+Runner(Path(home), url, {"batch_size": 4, "readers": 4, "decoders": 2}, images=images, model=model, commit_images=8).run()
+"""
+
+
+@pytest.fixture
+def runner(home: Path, tmp_path: Path, database_url: str) -> Runner:
+    write_pictures(tmp_path / "images", IMAGES)
+    model = write_small_bundle(tmp_path / "model")
+    return Runner(home, database_url, images=str(tmp_path / "images"), model=str(model))
+
+
+@pytest.fixture
+def calm(runner: Runner, tmp_path: Path) -> dict[str, Any]:
+    """The rows of the good images alone."""
+    alone = Runner(runner.settings.home, f"sqlite:///{tmp_path / 'calm.db'}", **runner.pipeline.model_dump())
+    alone.run()
+    return alone.predictions()
+
+
+def poison(runner: Runner, key: str, what: str) -> None:
+    """An image that can be decoded, and that says after its end what it does."""
+    (Path(runner.pipeline.images) / key).write_bytes(picture(77) + f"poison: {what}".encode())
+
+
+def work(runner: Runner, tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    """A run in a process of its own, as the command line makes it: each one is a new run."""
+    environment = outer_environment(POISON_RECORD=str(tmp_path / "blows"))
+    environment["PYTHONPATH"] += os.pathsep + str(POISONED)
+    pipeline = runner.pipeline
+    arguments = [str(runner.settings.home), runner.settings.database_url, pipeline.images, str(pipeline.model)]
+    return subprocess.run(
+        [sys.executable, "-c", WORKER, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def blows(tmp_path: Path) -> Counter[str]:
+    """How often each poison struck."""
+    return Counter(line.rpartition(" ")[0] for line in (tmp_path / "blows").read_text().splitlines())
+
+
+def reasons(runner: Runner) -> dict[str, tuple[str, bool]]:
+    return {row["key"]: (row["reason"], bool(row["permanent"])) for row in runner.rows("SELECT * FROM v_failure")}
+
+
+def test_an_image_that_kills_the_decoder_costs_one_attempt(
+    runner: Runner, calm: dict[str, Any], tmp_path: Path
+) -> None:
+    poison(runner, "00020-poison.png", "segmentation fault")
+    died = work(runner, tmp_path)
+    assert died.returncode == -signal.SIGSEGV, died.stderr
+    assert blows(tmp_path) == {"poison: segmentation fault": 1}
+
+    lived = work(runner, tmp_path)
+    assert lived.returncode == 0, lived.stderr
+    assert blows(tmp_path) == {"poison: segmentation fault": 2}, "in a child this time"
+    assert reasons(runner) == {"00020-poison.png": ("decoder_crash", True)}
+    assert "SIGSEGV" in runner.rows("SELECT message FROM v_failure")[0]["message"]
+    assert runner.predictions() == calm
+    settled = settle(runner, calm)
+    assert outcomes(settled.counts) == {"cached": IMAGES, "known_bad": 1}
+    record(
+        "image",
+        "an image that ends the process which decodes it (SIGSEGV)",
+        injected=blows(tmp_path).total(),
+        answer="the next attempt decodes what was in flight in child processes; quarantined as decoder_crash",
+        lost=settled.lost,
+        doubled=settled.doubled,
+    )
+
+
+def test_what_hangs_or_eats_memory_in_a_child_is_quarantined(
+    runner: Runner, calm: dict[str, Any], tmp_path: Path
+) -> None:
+    """Three poisons at once: whatever the first attempt dies of, the second one gets past all of them."""
+    for number, what in enumerate(("segmentation fault", "hang", "memory")):
+        poison(runner, f"0002{number}-poison.png", what)
+    assert work(runner, tmp_path).returncode == -signal.SIGSEGV
+    before = blows(tmp_path)
+    lived = work(runner, tmp_path)
+    assert lived.returncode == 0, lived.stderr
+    struck = blows(tmp_path) - before
+    assert struck == dict.fromkeys(("poison: segmentation fault", "poison: hang", "poison: memory"), 1)
+    assert reasons(runner) == {
+        "00020-poison.png": ("decoder_crash", True),
+        "00021-poison.png": ("decode_timeout", False),
+        "00022-poison.png": ("decoder_crash", True),
+    }
+    assert runner.predictions() == calm
+    for name, answer in {
+        "decoding that does not end": "its child is ended; quarantined as decode_timeout, tried again later",
+        "an image that eats memory": "its child may have 2 GiB more; quarantined as decoder_crash",
+    }.items():
+        record("image", name, injected=1, answer=answer, lost=0, doubled=0)
+
+
+def test_a_costly_image_is_decoded_apart_at_once_and_gives_the_same_row(
+    runner: Runner, calm: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apart = []
+    decode = isolated.IsolatedDecoder.decode
+    monkeypatch.setattr(
+        isolated.IsolatedDecoder, "decode", lambda self, data, out: apart.append(data) or decode(self, data, out)
+    )
+    costly = (Path(runner.pipeline.images) / "00007.png").read_bytes()
+    monkeypatch.setattr(decode_stage, "is_costly", lambda data: data == costly)
+    assert outcomes(runner.run()) == {"predicted": IMAGES}
+    assert apart == [costly]
+    assert runner.predictions() == calm
+
+
+def test_a_decoder_that_stalls_here_fails_the_task_and_is_apart_the_next_time(
+    runner: Runner, calm: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import threading
+
+    gate, stalled = threading.Event(), (Path(runner.pipeline.images) / "00007.png").read_bytes()
+    decode = decode_stage.DecodeStage._decode
+
+    def stalling(self: decode_stage.DecodeStage, todo: list[Any], slots: list[Any]) -> Any:
+        keys = [one.listed.key for one in todo]
+        if any(one.data == stalled for one in todo) and not self.suspects:
+            with self._watched(keys):
+                gate.wait(60)
+        return decode(self, todo, slots)
+
+    monkeypatch.setattr(decode_stage.DecodeStage, "_decode", stalling)
+    monkeypatch.setattr(decode_stage, "STALLED_SECONDS", 0.2)
+    with pytest.raises(DecoderStalled, match="00007"):
+        runner.run()
+    gate.set()
+    apart = []
+    alone = isolated.IsolatedDecoder.decode
+    monkeypatch.setattr(
+        isolated.IsolatedDecoder, "decode", lambda self, data, out: apart.append(data) or alone(self, data, out)
+    )
+    settled = settle(runner, calm)
+    assert stalled in apart
+    record(
+        "image",
+        "decoding that stalls the worker",
+        injected=1,
+        answer="the task fails after 5 minutes; the next attempt decodes what was in flight in child processes",
+        lost=settled.lost,
+        doubled=settled.doubled,
+    )
+
+
+def test_an_image_on_which_the_network_raises_costs_no_other(
+    runner: Runner, calm: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = pixels_of(runner, "00013.png")
+    predict, raised = OpenVinoRuntime.predict, []
+
+    def failing(self: OpenVinoRuntime, pixels: Pixels) -> Logits:
+        if (pixels == bad).all(axis=(1, 2, 3)).any():
+            raised.append(len(pixels))
+            raise RuntimeError("a kernel refused")
+        return predict(self, pixels)
+
+    monkeypatch.setattr(OpenVinoRuntime, "predict", failing)
+    counts = runner.run()
+    assert outcomes(counts) == {"predicted": IMAGES - 1, "failed": 1}
+    assert 1 in raised
+    assert reasons(runner) == {"00013.png": ("compute_error", False)}
+    assert "a kernel refused" in runner.rows("SELECT message FROM v_failure")[0]["message"]
+    monkeypatch.undo()
+    settled = settle(runner, calm)
+    assert outcomes(settled.counts) == {"cached": IMAGES - 1, "predicted": 1}
+    record(
+        "model",
+        "the network raises on one image of a batch",
+        injected=len(raised),
+        answer="the batch is bisected to the image; quarantined as compute_error, tried again later",
+        lost=settled.lost,
+        doubled=settled.doubled,
+    )
+
+
+def test_a_network_that_raises_on_everything_blames_no_image(
+    runner: Runner, calm: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict, raised = OpenVinoRuntime.predict, []
+
+    def failing(self: OpenVinoRuntime, pixels: Pixels) -> Logits:
+        if raised or not (pixels == 127).all():
+            raised.append(len(pixels))
+            raise RuntimeError("the device is lost")
+        return predict(self, pixels)
+
+    monkeypatch.setattr(OpenVinoRuntime, "predict", failing)
+    with pytest.raises(GlobalFault, match="on a blank image too"):
+        runner.run()
+    assert reasons(runner) == {}
+    monkeypatch.undo()
+    settled = settle(runner, calm)
+    record(
+        "model",
+        "the device is lost in the middle of a shard",
+        injected=len(raised),
+        answer="the task fails at once; nothing is quarantined",
+        lost=settled.lost,
+        doubled=settled.doubled,
+    )
+
+
+def test_memory_of_the_device_that_runs_out_blames_no_image(
+    runner: Runner, calm: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    predict, raised = OpenVinoRuntime.predict, []
+
+    def failing(self: OpenVinoRuntime, pixels: Pixels) -> Logits:
+        if not (pixels == 127).all():
+            raised.append(len(pixels))
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return predict(self, pixels)
+
+    monkeypatch.setattr(OpenVinoRuntime, "predict", failing)
+    with pytest.raises(GlobalFault, match="out of memory"):
+        runner.run()
+    assert reasons(runner) == {}
+    monkeypatch.undo()
+    settled = settle(runner, calm)
+    record(
+        "model",
+        "memory of the device runs out",
+        injected=len(raised),
+        answer="smaller batches are tried where the runtime can; then the task fails; nothing is quarantined",
+        lost=settled.lost,
+        doubled=settled.doubled,
+    )
+
+
+def test_one_image_with_an_output_that_is_not_finite(
+    runner: Runner, calm: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, struck = pixels_of(runner, "00013.png"), []
+    predict = OpenVinoRuntime.predict
+
+    def nan(self: OpenVinoRuntime, pixels: Pixels) -> Logits:
+        logits, hit = predict(self, pixels).copy(), (pixels == bad).all(axis=(1, 2, 3))
+        struck.extend(np.flatnonzero(hit))
+        logits[hit] = np.nan
+        return logits
+
+    monkeypatch.setattr(OpenVinoRuntime, "predict", nan)
+    assert outcomes(runner.run()) == {"predicted": IMAGES - 1, "failed": 1}
+    assert reasons(runner) == {"00013.png": ("nonfinite_output", False)}
+    monkeypatch.undo()
+    settled = settle(runner, calm)
+    record(
+        "model",
+        "one image gives NaN",
+        injected=len(struck),
+        answer="quarantined as nonfinite_output, tried again later",
+        lost=settled.lost,
+        doubled=settled.doubled,
+    )
+
+
+def test_what_is_listed_as_too_large_is_not_read(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    (Path(runner.pipeline.images) / "large.png").write_bytes(picture(1) + bytes(2 * 2**20))
+    runner.settings = runner.settings.model_copy(update={"max_image_mib": 1})
+    counts = runner.run()
+    assert outcomes(counts) == {"predicted": IMAGES, "failed": 1}
+    assert counts["reads"] == IMAGES
+    assert reasons(runner) == {"large.png": ("too_many_bytes", True)}
+    assert "AFTERIMAGE_MAX_IMAGE_MIB" in runner.rows("SELECT message FROM v_failure")[0]["message"]
+    record("image", "an object of too many bytes", injected=1, answer="not read; quarantined", lost=0, doubled=0)
+
+
+def test_what_has_grown_too_large_since_the_listing_is_not_decoded(tmp_path: Path) -> None:
+    from tasks.storage.local import LocalStore
+
+    (tmp_path / "a.png").write_bytes(picture(1))
+    store = LocalStore(str(tmp_path))
+    listed = next(store.pages(""))[0]
+    (tmp_path / "a.png").write_bytes(bytes(5000))
+    found = reading.read_object(store, listed, most_bytes=4000)
+    assert found.finished is not None
+    assert found.finished.failed is not None
+    assert found.finished.failed.reason == "too_many_bytes"
+    assert found.data is None
+
+
+def test_a_day_with_thirty_per_cent_of_truncated_files_loses_nothing_and_does_not_hold_up_the_next(
+    runner: Runner, calm: dict[str, Any]
+) -> None:
+    from tasks.errors import TooManyFailures
+
+    folder = Path(runner.pipeline.images)
+    damaged = [f"damaged-{number:02}.png" for number in range(18)]
+    for number, key in enumerate(damaged):
+        (folder / key).write_bytes(picture(500 + number)[:300])
+    runner.pipeline = runner.pipeline.model_copy(update={"max_failure_rate": 0.05})
+    with pytest.raises(TooManyFailures, match="18 of 58 images failed"):
+        runner.run()
+    run = runner.rows("SELECT state, message, predicted, failed FROM v_run")[0]
+    assert (run["state"], run["predicted"], run["failed"]) == ("failed", IMAGES, len(damaged))
+    assert runner.predictions() == calm, "everything is committed"
+    (folder / "tomorrow.png").write_bytes(picture(900))
+    tomorrow = runner.run()
+    assert outcomes(tomorrow) == {"cached": IMAGES, "predicted": 1, "known_bad": len(damaged)}
+    (folder / "tomorrow.png").unlink()
+    settled = settle(runner, calm)
+    record(
+        "image",
+        "30 % of a day's files are truncated",
+        injected=len(damaged),
+        answer="all else is committed; the run ends failed with the reason; the next day is not held up",
+        lost=settled.lost,
+        doubled=settled.doubled,
+    )
+
+
+def pixels_of(runner: Runner, key: str) -> Pixels:
+    """What the network of the runner is shown of an image, uint8 [crop, crop, 3]."""
+    from tasks.inference.decoding.policies import decode
+    from tasks.models.cascade import resolve_models
+
+    model = resolve_models(runner.pipeline.models, (), runner.settings)
+    spec = model.stages[0].spec.preprocessing
+    return decode((Path(runner.pipeline.images) / key).read_bytes(), spec)
