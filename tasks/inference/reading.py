@@ -25,7 +25,8 @@ ACCESS_DENIED, STORAGE_ERROR, TOO_MANY_BYTES = "access_denied", "storage_error",
 class Work:
     """One listed object on its way through the stages; each stage fills in its part, `finished` ends the way.
 
-    `data` and `pixels` are let go as soon as the last stage that wants them has used them.
+    `data` and `pixels` are let go as soon as the last stage that wants them has used them. `began` and `ended` are the
+    moments of its read, in seconds of the monotonic clock.
     """
 
     listed: ImageObject
@@ -35,6 +36,8 @@ class Work:
     pixels: npt.NDArray[np.uint8] | None = None
     finished: Finished | None = None
     was_read: bool = False
+    began: float = 0.0
+    ended: float = 0.0
 
     def succeed(self, scored: Scored) -> None:
         """It was predicted."""
@@ -70,7 +73,7 @@ def read_object(
     that was read. Each attempt waits for `room`; pauses between attempts take none. What was listed with more than
     `most_bytes` is not read.
     """
-    work = Work(listed)
+    work = Work(listed, began=time.monotonic())
     if listed.size > most_bytes:
         work.fail(TOO_MANY_BYTES, _too_large(listed.size, most_bytes), permanent=True)
         return work
@@ -89,6 +92,7 @@ def read_object(
         work.data = blob.data
         if len(blob.data) > most_bytes:
             work.fail(TOO_MANY_BYTES, _too_large(len(blob.data), most_bytes), permanent=True)
+    work.ended = time.monotonic()
     return work
 
 
@@ -104,7 +108,7 @@ def _read(store: ObjectStore, listed: ImageObject, room: Callable[[], AbstractCo
     for attempt in range(ATTEMPTS):
         try:
             with room():
-                return store.read(listed.key, etag)
+                return _whole(store.read(listed.key, etag), listed)
         except (ObjectChanged, TransientStorageError) as error:
             if attempt == ATTEMPTS - 1:
                 raise
@@ -113,3 +117,13 @@ def _read(store: ObjectStore, listed: ImageObject, room: Callable[[], AbstractCo
             else:
                 time.sleep(FIRST_PAUSE_SECONDS * 2**attempt)
     raise AssertionError("the loop returns or raises")
+
+
+def _whole(blob: Blob, listed: ImageObject) -> Blob:
+    """A proxy may cut a body and its Content-Length alike: no client notices, and the image would be called truncated."""
+    if blob.etag == listed.etag and len(blob.data) != listed.size:
+        raise TransientStorageError(
+            f"{listed.key!r} came with {len(blob.data)} bytes and was listed with {listed.size}, in the same state. It is read "
+            "again; if it stays, look at the proxies before the store."
+        )
+    return blob

@@ -3,11 +3,15 @@
 Reasons that lie in the image (truncated, not an image) always commit. Reasons that may be global (access denied,
 storage errors, non-finite output, a network that raises) are held back until something of the same kind succeeds: then the
 image was to blame. Where nothing succeeds, the fault is global, the task fails and no image is quarantined for it.
+
+What failed overtakes what waits for a batch. So an image that comes later may have been read before credentials expired:
+a read proves that storage works only where it began after the suspect had failed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 
 from tasks.errors import GlobalFault
 from tasks.inference.reading import ACCESS_DENIED, STORAGE_ERROR, Work
@@ -38,7 +42,7 @@ class Verdict:
         where another object can be read.
         """
         assert work.finished is not None
-        released = self._prove(_STORAGE) if work.was_read else []
+        released = self._prove(_STORAGE, work.began) if work.was_read else []
         failed = work.finished.failed
         kind = _KIND.get(failed.reason) if failed is not None else None
         if kind is None:
@@ -62,8 +66,10 @@ class Verdict:
             raise self._fault(_STORAGE)
         return self._prove(_STORAGE) + self._prove(_MODEL)
 
-    def _prove(self, kind: str) -> list[Work]:
-        released, self._held[kind] = self._held[kind], []
+    def _prove(self, kind: str, began: float = inf) -> list[Work]:
+        """Let go of those that had failed when something began that worked."""
+        released = [work for work in self._held[kind] if work.ended <= began]
+        self._held[kind] = [work for work in self._held[kind] if work.ended > began]
         return released
 
     def _fault(self, kind: str) -> GlobalFault:

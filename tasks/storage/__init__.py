@@ -4,6 +4,8 @@ base.py      ImageObject, Blob and the ObjectStore protocol
 local.py     a folder
 s3.py        S3 and its compatibles, through boto3
 gets.py      the GETs among it, through obstore where that can
+walk.py      a listing's order: none runs for ever, none ends early
+etags.py     whether bytes are those of their ETag, over plain HTTP
 """
 
 from __future__ import annotations

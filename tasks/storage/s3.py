@@ -3,11 +3,14 @@
 boto3 lists every legal key as it is: `a//b`, `../x`, leading and trailing slashes, newlines. Where an endpoint is
 set, checksums are computed only when the server asks for them: several compatibles refuse boto3's default. boto3 lists,
 signs and finds the credentials; objects are read through obstore (gets.py) first, and through boto3 where that gives
-nothing, so that every error and every retry is boto3's.
+nothing, so that every error and every retry is boto3's. The endpoint comes from the settings alone: it is part of the
+source's name, so one that boto3 found elsewhere would mix the rows of two stores.
 """
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Iterator
 from datetime import UTC
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -23,17 +26,30 @@ from tasks.errors import (
 )
 from tasks.settings import Settings
 from tasks.storage.base import PAGE_OBJECTS, Blob, ImageObject
+from tasks.storage.etags import EtagCheck
 from tasks.storage.gets import READ_SECONDS, Addresses, FastGets
+from tasks.storage.walk import Walk
 
 if TYPE_CHECKING:
     from boto3.session import Session
     from botocore.credentials import Credentials
     from botocore.exceptions import ClientError
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef
+
+log = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 5
+
+_ENDPOINTS = {"AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"}
+
+# The end of a directory bucket's name (S3 Express): its listings have no order.
+_UNORDERED = "--x-s3"
 
 _GONE = {"NoSuchKey", "404", "NotFound", "NoSuchVersion"}
-_DENIED = {"AccessDenied", "403", "Forbidden", "InvalidObjectState"}
+_DENIED = {"AccessDenied", "403", "Forbidden"}
 _WRONG_CREDENTIALS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
+_ELSEWHERE = {"PermanentRedirect", "AuthorizationHeaderMalformed"}
 
 
 def client(settings: Settings) -> S3Client:
@@ -46,10 +62,12 @@ def client(settings: Settings) -> S3Client:
 def _client(session: Session, settings: Settings) -> S3Client:
     from botocore.config import Config
 
-    checksums: dict[str, Any] = {}
+    options: dict[str, Any] = {"ignore_configured_endpoint_urls": True}
     if settings.s3_endpoint is not None:
         _check_endpoint(settings.s3_endpoint)
-        checksums = {"request_checksum_calculation": "when_required", "response_checksum_validation": "when_required"}
+        options |= {"request_checksum_calculation": "when_required", "response_checksum_validation": "when_required"}
+    elif _ENDPOINTS & os.environ.keys():
+        log.warning("AWS_ENDPOINT_URL is not looked at: AFTERIMAGE_S3_ENDPOINT names the store, and is not set.")
     secret = settings.s3_secret_key
     return session.client(
         "s3",
@@ -58,11 +76,11 @@ def _client(session: Session, settings: Settings) -> S3Client:
         aws_access_key_id=settings.s3_access_key,
         aws_secret_access_key=secret.get_secret_value() if secret else None,
         config=Config(
-            connect_timeout=5,
+            connect_timeout=CONNECT_SECONDS,
             read_timeout=READ_SECONDS,
             retries={"mode": "standard", "total_max_attempts": 5},
             max_pool_connections=max(10, settings.readers),
-            **checksums,
+            **options,
         ),
     )
 
@@ -100,28 +118,49 @@ class S3Store:
         self._client = _client(session, settings)
         addresses = Addresses(self._client, bucket)
         self._fast = FastGets(addresses.find, lambda: _credentials(session, settings), settings.readers)
+        self._etags = EtagCheck(is_wanted=self._client.meta.endpoint_url.startswith("http://"))
 
     def pages(self, prefix: str) -> Iterator[list[ImageObject]]:
-        """List the bucket under a prefix, a thousand keys a page."""
-        paginator = self._client.get_paginator("list_objects_v2")
-        pages = iter(paginator.paginate(Bucket=self.bucket, Prefix=prefix, PaginationConfig={"PageSize": PAGE_OBJECTS}))
+        """List the bucket under a prefix, a thousand keys a page. A listing that is out of order is an error."""
+        walk = Walk(f"s3://{self.bucket}/{prefix}", is_ordered=not self.bucket.endswith(_UNORDERED))
+        token: str | None = None
         while True:
-            try:
-                page = next(pages, None)
-            except Exception as error:
-                self._translate(error, f"s3://{self.bucket}/{prefix}")
-            if page is None:
-                return
-            yield [
+            page = self._page(prefix, token)
+            images = [
                 ImageObject(
                     entry["Key"], entry["ETag"].strip('"'), entry["Size"], entry["LastModified"].astimezone(UTC)
                 )
                 for entry in page.get("Contents", [])
             ]
+            token = walk.follow([image.key for image in images], page["IsTruncated"], page.get("NextContinuationToken"))
+            yield images
+            if token is None:
+                return
+
+    def _page(self, prefix: str, token: str | None) -> ListObjectsV2OutputTypeDef:
+        start: Any = {} if token is None else {"ContinuationToken": token}
+        try:
+            return self._client.list_objects_v2(Bucket=self.bucket, Prefix=prefix, MaxKeys=PAGE_OBJECTS, **start)
+        except Exception as error:
+            self._translate(error, f"s3://{self.bucket}/{prefix}")
 
     def read(self, key: str, etag: str | None) -> Blob:
         """GET one object, with If-Match where an etag is given; see ObjectStore.read."""
-        return self._fast.read(key, etag) or self._read_with_boto3(key, etag)
+        blob = self._fast.read(key, etag) or self._read_with_boto3(key, etag)
+        return self._second_reading(key, blob) if self._etags.doubts(blob) else blob
+
+    def _second_reading(self, key: str, first: Blob) -> Blob:
+        """What is not what its ETag tells of is believed only where it comes twice alike."""
+        second = self._read_with_boto3(key, first.etag)
+        if not self._etags.doubts(second):
+            return second
+        if second.data != first.data:
+            raise TransientStorageError(
+                f"s3://{self.bucket}/{key} came twice under the ETag {first.etag}, each time with other bytes. It is read "
+                "again; if it stays, look at the network and the proxies before the store, or use https."
+            )
+        self._etags.believe()
+        return second
 
     def _read_with_boto3(self, key: str, etag: str | None) -> Blob:
         condition: dict[str, Any] = {} if etag is None else {"IfMatch": f'"{etag}"'}
@@ -152,6 +191,7 @@ class S3Store:
             ParamValidationError,
             PartialCredentialsError,
         )
+        from botocore.parsers import ResponseParserError
 
         if isinstance(error, ClientError):
             raise _client_error(error, what, self.bucket) from error
@@ -164,7 +204,9 @@ class S3Store:
             raise ConfigurationError(
                 f"{what!r} is no address in S3. Correct `images`: a bucket's name has letters, digits, dots and hyphens."
             ) from error
-        if isinstance(error, BotoCoreError | OSError) or type(error).__module__.startswith("urllib3"):
+        if isinstance(error, BotoCoreError | ResponseParserError | OSError) or type(error).__module__.startswith(
+            "urllib3"
+        ):
             raise TransientStorageError(
                 f"{what!r}: {error}. It is tried again; check the endpoint if it stays."
             ) from error
@@ -178,12 +220,29 @@ def _client_error(error: ClientError, what: str, bucket: str) -> StorageError | 
         return ConfigurationError(
             f"The bucket {bucket!r} does not exist at this endpoint. Create it, or correct `images`."
         )
+    if code in _ELSEWHERE or status == 301:
+        return _elsewhere(error, bucket)
     if code in _GONE or status == 404:
         return ObjectVanished(f"{what!r} is gone. Nothing to do: it is counted as vanished.")
     if code == "PreconditionFailed" or status == 412:
         return ObjectChanged(f"{what!r} was overwritten since it was listed. It is read again.")
     if code in _WRONG_CREDENTIALS:
         return AccessDenied(f"{what!r}: the store refuses the credentials ({code}). Renew them, then run again.")
+    if code == "InvalidObjectState":
+        return AccessDenied(f"{what!r} is archived ({code}). Restore it; until then it is tried again now and then.")
     if code in _DENIED or status == 403:
         return AccessDenied(f"{what!r}: {code or status}. Give these credentials s3:GetObject and s3:ListBucket.")
     return TransientStorageError(f"{what!r}: {code or status}. It is tried again; check the store if it stays.")
+
+
+def _elsewhere(error: ClientError, bucket: str) -> ConfigurationError:
+    """boto3 follows a redirect to another region once; this one came after that, or named none."""
+    told: Any = error.response
+    region = told.get("Error", {}).get("Region") or told.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get(
+        "x-amz-bucket-region"
+    )
+    return ConfigurationError(
+        f"The bucket {bucket!r} is in {'another region' if region is None else f'the region {region!r}'}, and the store does "
+        f"not answer for it here. Set AFTERIMAGE_S3_REGION to {region or 'the region of the bucket'}, and "
+        "AFTERIMAGE_S3_ENDPOINT to an endpoint of that region, if one is set."
+    )

@@ -225,7 +225,7 @@ FAULTS = {
     "internal": (Answer.error(500, "InternalError"), TransientStorageError),
     "bad gateway": (Answer(502, b"<html>", {}), TransientStorageError),
     "too many": (Answer.error(429, "TooManyRequests"), TransientStorageError),
-    "redirect": (Answer.error(301, "PermanentRedirect"), TransientStorageError),
+    "redirect": (Answer.error(301, "PermanentRedirect"), ConfigurationError),
     "hangs up": (Answer(body=None), TransientStorageError),
     "breaks off": (Answer(length=500), TransientStorageError),
     "stalls": (Answer(stalls=STALLED), TransientStorageError),

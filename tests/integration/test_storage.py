@@ -226,10 +226,10 @@ def test_directory_markers_are_listed_as_any_object(s3_store: S3Store) -> None:
 LISTING = """<?xml version="1.0" encoding="UTF-8"?>
 <ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>bucket</Name><Prefix></Prefix>
 <KeyCount>2</KeyCount><MaxKeys>1000</MaxKeys><EncodingType>url</EncodingType><IsTruncated>false</IsTruncated>
-<Contents><Key>new%0Aline%0D.png</Key><LastModified>2026-03-01T06:00:00.000Z</LastModified>
-<ETag>&quot;abc-2&quot;</ETag><Size>5</Size><StorageClass>STANDARD</StorageClass></Contents>
 <Contents><Key>control%01%25.png</Key><LastModified>2026-03-01T06:00:00.000Z</LastModified>
 <ETag>&quot;def&quot;</ETag><Size>7</Size><StorageClass>STANDARD</StorageClass></Contents>
+<Contents><Key>new%0Aline%0D.png</Key><LastModified>2026-03-01T06:00:00.000Z</LastModified>
+<ETag>&quot;abc-2&quot;</ETag><Size>5</Size><StorageClass>STANDARD</StorageClass></Contents>
 </ListBucketResult>"""
 
 
@@ -268,8 +268,8 @@ def test_keys_with_newlines_and_control_characters_are_listed_as_they_are(script
     answer(200, LISTING, {})
 
     assert listing(store) == [
-        ImageObject("new\nline\r.png", "abc-2", 5, datetime(2026, 3, 1, 6, tzinfo=UTC)),
         ImageObject("control\x01%.png", "def", 7, datetime(2026, 3, 1, 6, tzinfo=UTC)),
+        ImageObject("new\nline\r.png", "abc-2", 5, datetime(2026, 3, 1, 6, tzinfo=UTC)),
     ]
     assert "encoding-type=url" in asked[0]
 

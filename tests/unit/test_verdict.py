@@ -71,6 +71,18 @@ def test_what_lies_in_the_image_goes_straight_on(make: type) -> None:
     assert storage.asked == []
 
 
+def test_what_was_read_before_a_suspect_failed_proves_nothing() -> None:
+    """As images that wait for a batch while credentials expire."""
+    verdict, suspect, before, after = Verdict(Storage(works=False)), unread("b"), broken("a"), broken("c")
+    before.began, before.ended = 1.0, 2.0
+    suspect.began, suspect.ended = 1.5, 3.0
+    after.began, after.ended = 3.0, 4.0
+
+    assert verdict.judge(suspect) == []
+    assert verdict.judge(before) == [before]
+    assert verdict.judge(after) == [suspect, after]
+
+
 @pytest.mark.parametrize("reason", [ACCESS_DENIED, STORAGE_ERROR])
 def test_a_storage_suspect_is_held_until_something_is_read(reason: str) -> None:
     verdict, suspect, proof = Verdict(Storage(works=False)), unread("a", reason), broken("b")

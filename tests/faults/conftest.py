@@ -1,0 +1,53 @@
+"""What fault tests share: a fake S3 that is as new for each test, and nobody who waits long."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from botocore.config import Config
+
+from tasks.inference import reading
+from tasks.storage import gets, s3
+from tests.faults.fake_s3.control import FakeS3, serving_fake_s3
+from tests.pictures import write_small_bundle
+
+
+@pytest.fixture(scope="session")
+def fake_server() -> Iterator[FakeS3]:
+    """A fake S3 that all tests share."""
+    with serving_fake_s3() as found:
+        yield found
+
+
+@pytest.fixture
+def fake(fake_server: FakeS3) -> FakeS3:
+    """A fake S3 without faults; its buckets stay."""
+    fake_server.reset()
+    return fake_server
+
+
+@pytest.fixture(scope="session")
+def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model."""
+    return write_small_bundle(tmp_path_factory.mktemp("bundle") / "model")
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """boto3 asks twice without a pause, and nobody pauses between attempts."""
+    monkeypatch.setattr(reading, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(
+        "botocore.config.Config", lambda **options: Config(**options | {"retries": {"total_max_attempts": 2}})
+    )
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_arguments: 0.0)
+    monkeypatch.setattr("botocore.retryhandler.delay_exponential", lambda *_arguments, **_named: 0.0)
+
+
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every time-out is short. Only for tests that wait for one: a loaded machine may take longer for an answer."""
+    for module in (gets, s3):
+        monkeypatch.setattr(module, "READ_SECONDS", 0.3)
+        monkeypatch.setattr(module, "CONNECT_SECONDS", 0.2)

@@ -1,0 +1,321 @@
+"""The whole road over a store that fails in every way it can: nothing is lost, and no image is blamed for it."""
+
+from __future__ import annotations
+
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks import road
+from tasks.errors import ConfigurationError, GlobalFault, TransientStorageError
+from tasks.storage import s3
+from tests.faults.fake_s3.control import FakeS3
+from tests.faults.oracle import settle
+from tests.faults.record import record
+from tests.pictures import picture
+from tests.runner import Runner, outcomes
+
+pytestmark = pytest.mark.usefixtures("impatient")
+
+IMAGES = 24
+
+
+def image_of(number: int) -> tuple[str, bytes]:
+    """A key and its picture; every fourth is a JPEG, which decodes whatever bit of it is wrong."""
+    form = "PNG" if number % 4 else "JPEG"
+    return f"{number:05d}.{form.lower()}", picture(number, (64, 48), form)
+
+
+@dataclass
+class Scene:
+    """A filled bucket, a pipeline over it, and the rows of a run that nobody disturbed."""
+
+    fake: FakeS3
+    bucket: str
+    runner: Runner
+    calm: dict[str, Any]
+
+    def settle(self, name: str, injected: int, answer: str) -> None:
+        """Without faults from here on: one clean run, and all that must be true. The fault is written down."""
+        self.fake.reset()
+        settled = settle(self.runner, self.calm)
+        record("storage", name, injected=injected, answer=answer, lost=settled.lost, doubled=settled.doubled)
+
+    def failures(self) -> dict[str, str]:
+        """{key: reason} of the quarantine."""
+        return {row["key"]: row["reason"] for row in self.runner.rows("SELECT key, reason FROM v_failure")}
+
+
+Make = Callable[..., Scene]
+
+
+@pytest.fixture(scope="module")
+def calm_rows(
+    fake_server: FakeS3, home: Path, small_bundle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """What an undisturbed run over the bucket of every scene leaves."""
+    for number in range(IMAGES):
+        fake_server.put("calm", *image_of(number))
+    url = f"sqlite:///{tmp_path_factory.mktemp('calm') / 'calm.db'}"
+    runner = Runner(home, url, dict(fake_server.settings), images="s3://calm/", model=str(small_bundle))
+    runner.run()
+    assert len(runner.predictions()) == IMAGES
+    return runner.predictions()
+
+
+@pytest.fixture
+def make(fake: FakeS3, home: Path, tmp_path: Path, small_bundle: Path, calm_rows: dict[str, Any]) -> Make:
+    """A scene over a database of its own."""
+
+    def scene(database_url: str | None = None, **settings: Any) -> Scene:
+        bucket = f"photos-{uuid.uuid4().hex[:8]}"
+        for number in range(IMAGES):
+            fake.put(bucket, *image_of(number))
+        url = database_url or f"sqlite:///{tmp_path / 'cache.db'}"
+        all_settings = {**fake.settings, "readers": 8, **settings}
+        runner = Runner(home, url, all_settings, images=f"s3://{bucket}/", model=str(small_bundle), commit_images=8)
+        fake.reset()
+        return Scene(fake, bucket, runner, calm_rows)
+
+    return scene
+
+
+# What passes: the object is read again, and nothing is quarantined
+
+PASSING = {
+    "503 SlowDown": "slow_down",
+    "500 InternalError": "internal",
+    "429 TooManyRequests": "too_many",
+    "connection reset in the body": "reset",
+    "body shorter than its Content-Length": "short",
+    "body cut, and its Content-Length too": "cut",
+    "one bit flipped in the body": "flip",
+}
+
+
+@pytest.mark.parametrize("name", PASSING)
+def test_a_burst_for_all_objects_costs_nothing_but_attempts(make: Make, name: str) -> None:
+    """Each object is struck twice, so that neither obstore's attempt nor boto3's first one helps."""
+    scene = make()
+    rule = scene.fake.strike(PASSING[name], operation="get", each=True, times=2)
+
+    assert outcomes(scene.runner.run()) == {"predicted": IMAGES}
+
+    struck = scene.fake.struck(rule)
+    assert scene.runner.predictions() == scene.calm
+    assert struck == 2 * IMAGES
+    scene.settle(name, struck, "read again; nothing quarantined")
+
+
+@pytest.mark.usefixtures("brief")
+@pytest.mark.parametrize(("name", "fault"), [("no answer at all", "silence"), ("body that stalls", "stall")])
+def test_a_store_that_falls_silent_is_asked_again_after_the_time_out(make: Make, name: str, fault: str) -> None:
+    scene = make(readers=IMAGES)
+    rule = scene.fake.strike(fault, operation="get", each=True, times=1)
+
+    assert outcomes(scene.runner.run()) == {"predicted": IMAGES}
+
+    struck = scene.fake.struck(rule)
+    scene.settle(name, struck, "read again after the time-out; nothing quarantined")
+    assert struck == IMAGES
+
+
+@pytest.mark.parametrize(
+    "name", ["503 SlowDown", "body shorter than its Content-Length", "one bit flipped in the body"]
+)
+def test_where_all_reads_fail_the_task_fails_in_seconds_and_blames_no_image(make: Make, name: str) -> None:
+    scene = make(readers=IMAGES)
+    rule = scene.fake.strike(PASSING[name], operation="get")
+    started = time.monotonic()
+
+    with pytest.raises(GlobalFault, match="Nothing was quarantined"):
+        scene.runner.run()
+
+    assert time.monotonic() - started < 30
+    struck = scene.fake.struck(rule)
+    assert scene.failures() == {}
+    scene.settle(f"{name}, for good", struck, "the task fails in seconds, and goes on where it stopped")
+
+
+@pytest.mark.parametrize(("name", "fault"), [("503 SlowDown while listing", "slow_down"), ("a page cut off", "cut")])
+def test_a_listing_that_fails_is_tried_again_page_by_page(
+    make: Make, monkeypatch: pytest.MonkeyPatch, name: str, fault: str
+) -> None:
+    monkeypatch.setattr(s3, "PAGE_OBJECTS", 5)
+    scene = make()
+    rule = scene.fake.strike(fault, operation="list", skip=1, times=1)
+    try:
+        scene.runner.run()
+    except TransientStorageError:
+        assert fault == "cut", "boto3 asks again after a 503; Airflow, where the answer is no XML"
+
+    struck = scene.fake.struck(rule)
+    scene.settle(name, struck, "listed again")
+
+
+@pytest.mark.usefixtures("brief")
+def test_a_port_that_takes_no_connection_fails_the_task_in_seconds(make: Make) -> None:
+    scene = make(readers=IMAGES)
+    request, shards = scene.runner.plan()
+    started = time.monotonic()
+
+    with scene.fake.deaf(), pytest.raises(GlobalFault, match=r"(?i)connect timeout.*Nothing was quarantined") as fault:
+        road.predict_shard(shards[0], scene.runner.settings)
+
+    assert time.monotonic() - started < 30
+    road.close_run(request, scene.runner.settings)
+    assert scene.failures() == {}
+    struck = int(str(fault.value).partition(" in a row")[0].rpartition(" ")[2])
+    scene.settle("connect time-out", struck, "the task fails in seconds, and goes on where it stopped")
+
+
+# Credentials and permissions
+
+
+def test_one_key_that_is_denied_is_quarantined_and_tried_again_later(make: Make) -> None:
+    scene = make()
+    key, _ = image_of(10)
+    rule = scene.fake.strike("denied", operation="get", prefix=key)
+
+    assert outcomes(scene.runner.run()) == {"predicted": IMAGES - 1, "failed": 1}
+
+    assert scene.failures() == {key: "access_denied"}
+    struck = scene.fake.struck(rule)
+    scene.settle("403 for one key", struck, "that image is quarantined and tried again later")
+    assert scene.failures() == {}
+
+
+def test_where_every_key_is_denied_no_image_is_to_blame(make: Make) -> None:
+    scene = make()
+    rule = scene.fake.strike("denied", operation="get")
+
+    with pytest.raises(GlobalFault, match="s3:GetObject"):
+        scene.runner.run()
+
+    struck = scene.fake.struck(rule)
+    assert scene.failures() == {}
+    scene.settle("403 for all keys", struck, "the task fails in seconds; nothing quarantined")
+
+
+def test_a_token_that_expires_in_the_middle_fails_the_task_and_a_new_one_goes_on(make: Make, database_url: str) -> None:
+    scene = make(database_url, readers=1)
+    rule = scene.fake.strike("expired", operation="get", credential="access", skip=10)
+    request, shards = scene.runner.plan()
+    started = time.monotonic()
+
+    with pytest.raises(GlobalFault, match=r"ExpiredToken.*Renew them"):
+        road.predict_shard(shards[0], scene.runner.settings)
+
+    assert time.monotonic() - started < 30
+    assert scene.failures() == {}
+    before = scene.runner.predictions()
+    assert len(before) == 10, "what was read before is committed"
+    scene.runner.settings = scene.runner.settings.model_copy(update={"s3_access_key": "renewed"})
+    road.predict_shard(shards[0], scene.runner.settings)
+    assert road.publish_run(request, scene.runner.settings)["predicted"] == IMAGES
+    struck = scene.fake.struck(rule)
+    answer = "the task fails in seconds; with new credentials it goes on after its last commit"
+    scene.settle("expired token mid-run", struck, answer)
+
+
+def test_archived_objects_are_quarantined_and_read_once_they_are_restored(make: Make) -> None:
+    scene = make()
+    rule = scene.fake.strike("archived", operation="get", prefix="0001")
+
+    assert outcomes(scene.runner.run()) == {"predicted": IMAGES - 10, "failed": 10}
+
+    assert set(scene.failures().values()) == {"access_denied"}
+    message = scene.runner.rows("SELECT message FROM v_failure LIMIT 1")[0]["message"]
+    assert "archived" in message
+    assert "Restore" in message
+    struck = scene.fake.struck(rule)
+    scene.settle("archived objects", struck, "quarantined with what to do; predicted once restored")
+
+
+# Another region
+
+
+def test_a_bucket_in_another_region_is_followed(make: Make) -> None:
+    scene = make()
+    rule = scene.fake.strike("region", region="eu-west-1", unless_region="eu-west-1")
+
+    assert outcomes(scene.runner.run()) == {"predicted": IMAGES}
+
+    struck = scene.fake.struck(rule)
+    scene.settle("301 to another region", struck, "followed to the region that the store names")
+
+
+def test_a_redirect_that_leads_nowhere_says_which_setting_is_wrong(make: Make) -> None:
+    scene = make()
+    rule = scene.fake.strike("region", region="eu-west-1")
+
+    with pytest.raises(ConfigurationError, match="AFTERIMAGE_S3_REGION to eu-west-1"):
+        scene.runner.run()
+    struck = scene.fake.struck(rule)
+    scene.fake.reset()
+    reads = scene.fake.strike("region", operation="get", region="eu-west-1")
+    with pytest.raises(ConfigurationError, match="AFTERIMAGE_S3_REGION to eu-west-1"):
+        scene.runner.run()
+    struck += scene.fake.struck(reads)
+
+    assert scene.failures() == {}
+    scene.settle("301 without end", struck, "the task fails at once and names the setting")
+
+
+# What changes between the listing and the read
+
+
+def test_what_is_deleted_after_the_listing_has_vanished(make: Make) -> None:
+    scene = make()
+    gone, marked = image_of(3)[0], image_of(20)[0]
+    rule = scene.fake.strike("changes", operation="list", times=1, delete=[gone], mark=[marked])
+
+    assert outcomes(scene.runner.run()) == {"predicted": IMAGES - 2, "vanished": 2}
+
+    assert scene.fake.struck(rule) == 1
+    assert scene.failures() == {}
+    with pytest.raises(urllib.error.HTTPError) as answer:
+        urllib.request.urlopen(f"{scene.fake.endpoint}/{scene.bucket}/{marked}")
+    assert answer.value.headers["x-amz-delete-marker"] == "true"
+    scene.calm = {key: row for key, row in scene.calm.items() if key not in (gone, marked)}
+    scene.settle("404 after the listing", 2, "counted as vanished")
+
+
+def test_what_is_overwritten_after_the_listing_is_stored_as_it_was_read(make: Make, database_url: str) -> None:
+    scene = make(database_url)
+    changed = {image_of(number)[0]: picture(100 + number) for number in (0, 11, 23)}
+    rule = scene.fake.strike("changes", operation="list", times=1, put=changed)
+
+    assert outcomes(scene.runner.run()) == {"predicted": IMAGES}
+
+    assert scene.fake.struck(rule) == 1
+    found = scene.runner.predictions()
+    assert all(found[key] != scene.calm[key] for key in changed)
+    scene.calm = {**scene.calm, **{key: found[key] for key in changed}}
+    scene.settle(
+        "overwritten after the listing", len(changed), "412: read again, and stored under the ETag that was read"
+    )
+
+
+def test_a_key_that_appears_behind_the_cursor_is_found_by_the_next_run(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "PAGE_OBJECTS", 5)
+    scene = make()
+    late = picture(77)
+    rule = scene.fake.strike("changes", operation="list", skip=2, times=1, put={"00000-late.png": late})
+
+    assert outcomes(scene.runner.run()) == {"predicted": IMAGES}
+    assert "00000-late.png" not in scene.runner.predictions()
+    struck = scene.fake.struck(rule)
+    assert outcomes(scene.runner.run()) == {"cached": IMAGES, "predicted": 1}
+
+    assert "00000-late.png" in scene.runner.predictions()
+    scene.settle("key behind the cursor", struck, "predicted by the next run")
