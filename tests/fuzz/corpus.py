@@ -37,7 +37,9 @@ def fetch_pillow(into: Path) -> int:
     """
     wanted = requirement((ROOT / "requirements.txt").read_text(encoding="utf-8"))
     pinned = wanted.partition("==")[2].split()[0]
-    assert pinned == version("pillow"), f"Pillow {version('pillow')} is installed and {pinned} is pinned: run make again"
+    assert pinned == version("pillow"), (
+        f"Pillow {version('pillow')} is installed and {pinned} is pinned: run make again"
+    )
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "pillow.txt").write_text(wanted, encoding="utf-8")
         options = ("--no-deps", "--no-binary", "pillow", "--require-hashes", "-r", "pillow.txt")
