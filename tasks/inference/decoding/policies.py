@@ -7,7 +7,8 @@ libjpeg-turbo has any complaint about, go through Pillow itself.
 `fast-1` is exact-1 with JPEG pictures of at least twice the size decoded at a half, a quarter or an eighth of it.
 `nvjpeg-1` is exact-1 with common JPEG decoded, resized and cropped on a GPU (nvjpeg.py); it needs one.
 
-A policy's number rises when golden pixels change, not when a library's version does.
+A policy's number rises when golden pixels change (tests/unit/test_golden_pixels.py), not when a library's version does.
+docs/formats.md says what becomes of each kind of file.
 """
 
 from __future__ import annotations
