@@ -9,7 +9,7 @@ BENCH := .venv-bench
 JOBS ?= 2
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help demo ui test faults test-scaleout bench lint types format lock clean compose-check
+.PHONY: help demo ui test faults corpus corpus-check fuzz test-scaleout bench lint types format lock clean compose-check
 
 help:  ## List the targets
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 16
@@ -29,6 +29,15 @@ faults: $(VENV)/.installed-dev  ## Inject every fault, and print the table of do
 	@mkdir -p var && rm -f var/faults.jsonl
 	AFTERIMAGE_TEST_FAULTS=$(CURDIR)/var/faults.jsonl $(PY) -m pytest tests/faults
 	@$(PY) -m tests.faults.record var/faults.jsonl
+
+corpus: $(VENV)/.installed-dev  ## Fetch Pillow's own test images into var/corpus
+	@$(PY) -m tests.fuzz.corpus
+
+corpus-check: corpus  ## Run over them, and over 5,000 damaged files
+	AFTERIMAGE_TEST_MUTATED=5000 $(PY) -m pytest -s tests/faults/test_corpora.py
+
+fuzz: $(VENV)/.installed-dev  ## Damage files and decode them: make fuzz MINUTES=10
+	@$(PY) -m tests.fuzz.loop $(or $(MINUTES),10) $(SEED)
 
 test-scaleout: $(VENV)/.installed-dev  ## Only the tests on several workers, which make test has too
 	$(PY) -m pytest -s $(addprefix tests/integration/test_,$(addsuffix .py,celery ray processes))

@@ -115,6 +115,9 @@ COSTLY = {
     "a WebP of very many pixels": lambda: b"RIFF\0\0\0\0WEBPVP8X" + bytes(8) + b"\xff\x1f\0\xff\x1f\0",
     "a TIFF of very many pixels": lambda: tiff_of({256: 8_000, 257: 8_000}),
     "a TIFF with an enormous tile": lambda: tiff_of({256: 8, 257: 8, 322: 60_000, 323: 60_000}, big=True),
+    "a TIFF whose tag has very many values": lambda: (
+        b"II*\0" + struct.pack("<IHHHII", 8, 1, 256, 4, 2_000_000, 8) + bytes(9_000_000)
+    ),
     "a TIFF of very many tags": lambda: tiff_of(dict.fromkeys(range(20000), 1)),
 }
 

@@ -1,6 +1,7 @@
 """From bytes to pixels, by a policy that is part of model_id.
 
 policies.py      which decoder a policy takes, and Pillow for all that the others leave
+formats.py       which formats are decoded, and what to say of the others
 jpeg.py          JPEG on a CPU: libjpeg-turbo, then the resize
 nvjpeg.py        JPEG in groups on a GPU
 isolated.py      in child processes, what may kill or stall a process

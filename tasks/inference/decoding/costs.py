@@ -97,7 +97,7 @@ def _tiff(data: bytes) -> bool:
     sides = {TILE_WIDTH: 0, TILE_HEIGHT: 0}
     try:
         for number, (tag, count, value) in enumerate(tiff_entries(data)):
-            if number == MOST_TAGS or count > MOST_VALUES:
+            if number == MOST_TAGS or MOST_VALUES < count <= len(data):  # what goes beyond the file is passed over
                 return True
             if tag in sides:
                 sides[tag] = max(sides[tag], value)

@@ -7,14 +7,13 @@ libjpeg-turbo has any complaint about, go through Pillow itself.
 `fast-1` is exact-1 with JPEG pictures of at least twice the size decoded at a half, a quarter or an eighth of it.
 `nvjpeg-1` is exact-1 with common JPEG decoded, resized and cropped on a GPU (nvjpeg.py); it needs one.
 
-A policy's number rises when golden pixels change, not when a library's version does.
+A policy's number rises when golden pixels change (tests/unit/test_golden_pixels.py), not when a library's version does.
+docs/formats.md says what becomes of each kind of file.
 """
 
 from __future__ import annotations
 
-import codecs
 import io
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -26,12 +25,13 @@ from PIL import Image, UnidentifiedImageError
 
 from tasks.errors import ConfigurationError, ImageError
 from tasks.inference.decoding import costs
+from tasks.inference.decoding.formats import FORMATS, unidentified
 from tasks.inference.decoding.geometry import crop_of
 from tasks.inference.decoding.jpeg import JpegDecoder, stated_orientation
 from tasks.inference.decoding.nvjpeg import NvjpegDecoder
+from tasks.inference.decoding.sizes import size_of
 from tasks.models.spec import Preprocessing
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs: a quarter of a gigabyte of RGB
 
 # The resize of jpeg.py is compiled once on a machine, in three seconds of processor time, and saves a millisecond a
@@ -47,18 +47,6 @@ _TURNS = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}
-# What begins so and is not recognised ends within its header.
-_OUR_FORMATS = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF.{4}WEBP|II\*\x00|MM\x00\*", re.DOTALL)
-_OTHER_FORMATS = {
-    # What begins so is a picture of a format that is not decoded here.
-    b"%PDF": "PDF",
-    b"%!PS": "PostScript",
-    b"\xc5\xd0\xd3\xc6": "PostScript",
-    b"<svg": "SVG",
-    b"<?xml": "XML or SVG",
-    b"8BPS": "Photoshop",
-    b"\x00\x00\x00\x0cjP": "JPEG 2000",
 }
 
 
@@ -136,19 +124,52 @@ def decode(data: bytes, spec: Preprocessing) -> npt.NDArray[np.uint8]:
     """
     if not data:
         raise ImageError("empty", "The object has no bytes. Upload it again.")
+    _check_size(size_of(data) or (0, 0))
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ImageError("too_many_pixels", _too_many(f"{image.width} x {image.height}"))
-            return np.asarray(_crop(_upright(image).convert("RGB"), spec))
+            _check_size(image.size)
+            return np.asarray(_crop(_rgb(_upright(image)), spec))
     except UnidentifiedImageError:
-        raise _unidentified(data) from None
+        raise unidentified(data) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError("too_many_pixels", _too_many(str(error))) from None
     except (ImageError, MemoryError):
         raise
     except Exception as error:  # Pillow's plugins raise anything from SyntaxError to struct.error on broken files.
         raise ImageError("truncated", f"The file is damaged: {error}. Upload it again.") from None
+
+
+def _check_size(size: tuple[int, int]) -> None:
+    """First by the header as it stands, so that Pillow is not asked to open a bomb; then as Pillow reads it.
+
+    Pillow's own limit only warns up to twice its number, and belongs to the process, where others may have lifted it.
+    """
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ImageError("too_many_pixels", _too_many(f"{size[0]:,} x {size[1]:,}"))
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """The colours as Pillow converts them. Raises ImageError where they would not be the picture's."""
+    if image.mode.startswith(("I", "F")):
+        _check_levels(np.asarray(image), image.mode)
+    try:
+        return image.convert("RGB")
+    except ValueError:
+        raise ImageError(
+            "unsupported_format", f"The colours are {image.mode}, which have no road to RGB here. Save it as RGB."
+        ) from None
+
+
+def _check_levels(values: npt.NDArray[np.generic], mode: str) -> None:
+    """Pillow clips deep greys to 0..255: nearly all of a picture of 16 bits would be white, and one of 0..1 black."""
+    low, high = float(values.min()), float(values.max())
+    is_fraction = mode == "F" and 0 < high <= 1
+    if not (low >= 0 and high <= 255) or is_fraction:  # so that what is no number is refused too
+        raise ImageError(
+            "unsupported_format",
+            f"Its greys go from {low:g} to {high:g}, and nothing says which of them is white. "
+            "Scale them to 0..255 and save it with 8 bits.",
+        )
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -168,20 +189,6 @@ def _crop(image: Image.Image, spec: Preprocessing) -> Image.Image:
     if where.size != image.size:
         image = image.resize(where.size, _FILTERS[spec.interpolation])
     return image.crop((where.left, where.top, where.left + spec.crop, where.top + spec.crop))
-
-
-def _unidentified(data: bytes) -> ImageError:
-    if _OUR_FORMATS.match(data):
-        return ImageError("truncated", f"The file ends within its header, after {len(data):,} bytes. Upload it again.")
-    start = data[:64].removeprefix(codecs.BOM_UTF8).lstrip()
-    for magic, name in _OTHER_FORMATS.items():
-        if start.startswith(magic) or data.startswith(magic):
-            return ImageError("unsupported_format", f"This is {name}. Convert it to one of {', '.join(FORMATS)}.")
-    if data[4:8] == b"ftyp":
-        return ImageError(
-            "unsupported_format", f"This is HEIC, AVIF or video. Convert it to one of {', '.join(FORMATS)}."
-        )
-    return ImageError("not_an_image", f"The bytes begin with {data[:16]!r}, which no decoder knows. Upload an image.")
 
 
 def _too_many(found: str) -> str:
