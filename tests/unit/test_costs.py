@@ -156,3 +156,7 @@ def test_what_is_refused_by_its_size_is_not() -> None:
 @pytest.mark.photographs
 def test_photographs_are_not(photographs: Path) -> None:
     assert not any(is_costly(path.read_bytes()) for path in photographs.glob("*.JPEG"))
+
+
+def test_what_follows_the_end_of_a_png_costs_nothing() -> None:
+    assert not is_costly(picture(1) + bytes(2**20))

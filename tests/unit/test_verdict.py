@@ -146,7 +146,7 @@ def test_twenty_outputs_that_are_not_finite_are_a_global_fault_even_where_storag
     for number in range(CONSECUTIVE_LIMIT - 1):
         verdict.judge(nonfinite(f"{number}"))
 
-    with pytest.raises(GlobalFault, match="output is not finite: 20 in a row"):
+    with pytest.raises(GlobalFault, match="gives nothing that can be used: 20 in a row"):
         verdict.judge(nonfinite("last"))
 
 

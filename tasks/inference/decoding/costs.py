@@ -64,7 +64,7 @@ def _has_a_long_head(data: bytes) -> bool:
 def _png(data: bytes) -> bool:
     at = 8
     for _ in range(PIECES):
-        if at + 8 > len(data):
+        if at + 8 > len(data) or data[at + 4 : at + 8] == b"IEND":  # Whatever follows the end is not looked at.
             return False
         at += 12 + int.from_bytes(data[at : at + 4], "big")
     return True
