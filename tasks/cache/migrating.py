@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, column, inspect, select, table, text
 
+from tasks.cache import roles
 from tasks.cache.database import is_sqlite, reading, writing
 from tasks.cache.schema import SCHEMA
 from tasks.errors import MigrationNeeded
@@ -43,12 +44,17 @@ def prepare(engine: Engine) -> None:
 
 
 def migrate(engine: Engine) -> str:
-    """Upgrade to the newest version and return it. Processes that race wait for each other."""
+    """Upgrade to the newest version and return it. Processes that race wait for each other.
+
+    Where the database has roles (roles.sql), new tables and views get their rights in the same transaction.
+    """
     with writing(engine) as connection:
         if not is_sqlite(engine):
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
             connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
         _alembic().upgrade(_config(connection), "head")
+        if not is_sqlite(engine) and roles.have_been_granted(connection):
+            roles.grant(connection)
     return head_version()
 
 
