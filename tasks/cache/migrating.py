@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, Engine, column, inspect, select, table, text
 
 from tasks.cache import roles
-from tasks.cache.database import is_sqlite, reading, writing
+from tasks.cache.database import described, is_sqlite, reading, writing
 from tasks.cache.schema import SCHEMA
 from tasks.errors import MigrationNeeded
 
@@ -36,9 +36,8 @@ def prepare(engine: Engine) -> None:
     if is_sqlite(engine) and (current is None or current in _known_versions()):
         migrate(engine)
         return
-    where = engine.url.render_as_string(hide_password=True)
     raise MigrationNeeded(
-        f"The cache {where} is at version {current or 'none'}, and this program needs {head}. "
+        f"The cache {described(engine)} is at version {current or 'none'}, and this program needs {head}. "
         "Run ./afterimage migrate; if it is newer than this program, update the program."
     )
 
