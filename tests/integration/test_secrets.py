@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
-import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +25,7 @@ from tasks.pipelines import make_pipeline
 from tasks.settings import load_settings
 from tasks.storage import open_store
 from tasks.storage.s3 import client
+from tests.command_line import exit_code
 from tests.pictures import picture, write_small_bundle
 from tests.runner import Runner
 
@@ -215,21 +214,6 @@ def test_the_command_line_prints_none(
         assert exit_code(monkeypatch, command.split()) == code, command
         printed = capsys.readouterr()
         assert CANARY not in printed.out + printed.err, command
-
-
-def exit_code(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> object:
-    """What the command line ends with, in this process."""
-    from tasks import cli
-
-    before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(sys, "argv", ["afterimage", *arguments])
-    try:
-        cli.main()
-    except SystemExit as end:
-        return end.code
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    return 0
 
 
 def test_the_tab_in_airflow_tells_none(make: Callable[..., Runner], monkeypatch: pytest.MonkeyPatch) -> None:
