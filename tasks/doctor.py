@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from tasks.cache.database import connect, is_sqlite
+from tasks.cache.database import connect, described, is_sqlite
 from tasks.cache.migrating import head_version, version
 from tasks.errors import AfterimageError, ConfigurationError
 from tasks.location import parse_location
@@ -60,7 +60,7 @@ def _check(check: str, look: Callable[[], str]) -> Finding:
 def _database(settings: Settings) -> str:
     engine = connect(settings.database_url)
     current, head = version(engine), head_version()
-    where = engine.url.render_as_string(hide_password=True)
+    where = described(engine)
     if current == head:
         return f"{where} is at version {current}"
     if is_sqlite(engine) and current is None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from tasks.errors import ConfigurationError
+from tasks.uris import without_secrets
 from tasks.window import DateTemplate
 
 
@@ -42,11 +43,17 @@ def parse_location(uri: str) -> Location:
         return _folder(rest)
     if scheme != "s3":
         raise ConfigurationError(
-            f"{uri!r} starts with {scheme}://, which no store serves. Use s3://BUCKET/PREFIX or a folder."
+            f"{without_secrets(uri)!r} starts with {scheme}://, which no store serves. Use s3://BUCKET/PREFIX or a folder."
         )
     bucket, _, prefix = rest.partition("/")
     if not bucket:
         raise ConfigurationError(f"{uri!r} names no bucket. Write s3://BUCKET/PREFIX.")
+    # It would be part of the source's name, which everybody may read. A secret may hold a slash, so none of it is shown.
+    if "@" in bucket or (":" in bucket and not bucket.startswith("arn:")):
+        raise ConfigurationError(
+            "The address holds a key or a port beside the bucket's name. Write s3://BUCKET/PREFIX; keys belong into "
+            "AFTERIMAGE_S3_ACCESS_KEY and AFTERIMAGE_S3_SECRET_KEY, the server into AFTERIMAGE_S3_ENDPOINT."
+        )
     return Location("s3", bucket, prefix, DateTemplate.of(prefix))
 
 

@@ -16,9 +16,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from tasks.errors import ConfigurationError
 from tasks.location import parse_location
-from tasks.uris import absolute_models, absolute_uri
+from tasks.uris import absolute_models, absolute_uri, without_secrets
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
+
+# Keys under which somebody may have put a secret, although it belongs into the environment.
+_SECRETIVE = re.compile(r"secret|password|token|credential|access_key|database", re.IGNORECASE)
 
 RASTER_SUFFIXES = ("*.jpg", "*.jpeg", "*.png", "*.webp", "*.gif", "*.bmp", "*.tif", "*.tiff")
 
@@ -47,10 +50,7 @@ class Pipeline(BaseModel):
     @field_validator("images")
     @classmethod
     def _names_a_store(cls, value: str) -> str:
-        try:
-            parse_location(value)
-        except ConfigurationError as error:
-            raise ValueError(str(error).rstrip(".")) from None
+        _check_location(value)
         return value
 
     @field_validator("model", mode="plain")
@@ -101,6 +101,13 @@ class Pipeline(BaseModel):
         return margin if isinstance(margin, tuple) else (margin,) * (len(self.models) - 1)
 
 
+def _check_location(value: str) -> None:
+    try:
+        parse_location(value)
+    except ConfigurationError as error:
+        raise ValueError(str(error).rstrip(".")) from None
+
+
 def _model_uri(value: str) -> str:
     scheme = _SCHEME.match(value)
     if not value:
@@ -110,6 +117,8 @@ def _model_uri(value: str) -> str:
             f"{scheme[1]}: is no scheme of a model; expected torchvision:NAME, timm:NAME, bundle:NAME, s3://BUCKET/PREFIX or "
             "a folder (./ before a folder whose name holds a colon)"
         )
+    if scheme is not None and scheme[1] == "s3":
+        _check_location(value)
     return value
 
 
@@ -183,7 +192,7 @@ def _tables(path: Path) -> dict[str, Any]:
 def _pipeline(path: Path, name: str, table: object) -> Pipeline:
     if not isinstance(table, Mapping):
         raise ConfigurationError(
-            f"{path}: {name} = {table!r} stands outside a table. Every pipeline is a table: put it under a [name] line."
+            f"{path}: {name} = {_shown(name, table)} stands outside a table. Every pipeline is one: put it under a [name] line."
         )
     if "name" in table:
         raise ConfigurationError(f"{path}: [{name}] has a key 'name'. The table's own name is the name: remove it.")
@@ -207,13 +216,18 @@ def _table_problems(where: str, error: ValidationError) -> Iterable[str]:
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            yield f"{where} has an unknown key {key!r} (= {problem['input']!r}). Allowed keys: {allowed}."
+            yield f"{where} has an unknown key {key!r} (= {_shown(key, problem['input'])}). Allowed keys: {allowed}."
         elif problem["type"] == "missing":
             yield f'{where} lacks the key {key!r}. Add {key} = "..."; README.md, Configuration, has an example.'
         elif problem["input"] is None:
             yield f"{where} lacks the key {key!r}: {_said(problem['msg'])}. Add it."
         else:
-            yield f"{where} {key} = {problem['input']!r}: {_said(problem['msg'])}. Change the value."
+            yield f"{where} {key} = {_shown(key, problem['input'])}: {_said(problem['msg'])}. Change the value."
+
+
+def _shown(key: str, value: object) -> str:
+    """A value in a message, which Airflow's UI shows to everybody: what is a secret by its key or its form stays hidden."""
+    return "***" if _SECRETIVE.search(key) else without_secrets(repr(value))
 
 
 def _said(message: str) -> str:

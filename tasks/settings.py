@@ -14,6 +14,7 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tasks.errors import ConfigurationError
+from tasks.uris import without_secrets
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -117,4 +118,5 @@ def _plain(value: object) -> str:
 def _setting_problems(error: ValidationError, prefix: str) -> Iterable[str]:
     for problem in error.errors():
         name = ".".join(str(part) for part in problem["loc"])
-        yield f"{prefix}{name.upper()} is {problem['input']!r}: {problem['msg']}. Set it to such a value, or unset it."
+        found = without_secrets(repr(problem["input"]))
+        yield f"{prefix}{name.upper()} is {found}: {problem['msg']}. Set it to such a value, or unset it."

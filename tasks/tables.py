@@ -106,6 +106,12 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
+def printable_lines(text: str) -> str:
+    """The same for a text that may have several lines."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def to_json(value: Any) -> str:
-    """JSON with moments as ISO text."""
-    return json.dumps(value, default=str, ensure_ascii=False, indent=2)
+    """JSON with moments as ISO text, and as escapes what would do something to a terminal: to a program they are the same."""
+    text = json.dumps(value, default=str, ensure_ascii=False, indent=2)
+    return "".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text)

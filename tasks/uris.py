@@ -10,6 +10,10 @@ from urllib.parse import quote, unquote_plus
 # In front of the name of a model that ./afterimage models keeps.
 KEPT = "bundle:"
 
+# Where people put secrets into addresses: before the host, and into a signed query.
+_USER = re.compile(r"(://)[^\s'\"]*@")
+_SIGNED = re.compile(r"([?&](?:x-amz-[a-z-]+|awsaccesskeyid|signature|sig|token|password)=)[^&\s'\"]*", re.IGNORECASE)
+
 # The files in torchvision:NAME?weights=FILE&labels=FILE.
 _FILES = re.compile(r"([?&]weights=(?!(?:random|default)(?:&|$))|[?&]labels=)([^&]+)")
 
@@ -26,6 +30,11 @@ def absolute_uri(uri: str, base: Path) -> str:
     if "://" in uri or uri.startswith(KEPT):
         return uri
     return _absolute(uri, base)
+
+
+def without_secrets(text: str) -> str:
+    """A text that quotes what somebody wrote, without the users, passwords and signatures of the addresses in it."""
+    return _SIGNED.sub(r"\1***", _USER.sub(r"\1***@", text))
 
 
 def _absolute(uri: str, base: Path) -> str:

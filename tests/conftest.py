@@ -161,11 +161,36 @@ def fresh_postgres(server: str) -> Iterator[str]:
         engine.dispose()
 
 
+@contextmanager
+def fresh_cache(server: str) -> Iterator[str]:
+    """URL of a new, migrated cache on a PostgreSQL server, as the program opens it: with the rights of its writer."""
+    from tasks.cache.database import connect
+    from tasks.cache.migrating import migrate
+    from tests.database_roles import as_owner, as_writer, give_roles
+
+    with fresh_postgres(server) as url:
+        give_roles(url)
+        engine = connect(as_owner(url))
+        migrate(engine)
+        engine.dispose()
+        yield as_writer(url)
+
+
 @pytest.fixture
 def postgres_url(postgres_server: str) -> Iterator[str]:
-    """URL of an empty database in PostgreSQL."""
-    with fresh_postgres(postgres_server) as url:
+    """URL of an empty, migrated cache in PostgreSQL, for its writer."""
+    with fresh_cache(postgres_server) as url:
         yield url
+
+
+@pytest.fixture
+def empty_postgres_url(postgres_server: str) -> Iterator[str]:
+    """URL of an empty database in PostgreSQL that has roles, for its owner, who may migrate it."""
+    from tests.database_roles import as_owner, give_roles
+
+    with fresh_postgres(postgres_server) as url:
+        give_roles(url)
+        yield as_owner(url)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -174,11 +199,13 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     from tasks.cache.database import connect
     from tasks.cache.migrating import migrate
 
-    url = f"sqlite:///{tmp_path / 'cache.db'}" if request.param == "sqlite" else request.getfixturevalue("postgres_url")
+    if request.param == "postgresql":
+        return str(request.getfixturevalue("postgres_url"))
+    url = f"sqlite:///{tmp_path / 'cache.db'}"
     engine = connect(url)
     migrate(engine)
     engine.dispose()
-    return str(url)
+    return url
 
 
 @pytest.fixture(scope="session")

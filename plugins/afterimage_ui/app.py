@@ -24,6 +24,7 @@ from tasks.cache.database import connect
 from tasks.cache.runs import OUTCOMES
 from tasks.errors import AfterimageError
 from tasks.settings import load_settings
+from tasks.tables import printable
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -39,6 +40,7 @@ HEADERS = {
 FOLDER = Path(__file__).parent
 
 templates = Jinja2Templates(FOLDER / "templates")
+templates.env.filters["printable"] = printable
 
 
 def create_app() -> FastAPI:

@@ -55,6 +55,12 @@ def cache_name(engine: Engine) -> str:
     return f"{engine.dialect.name} {engine.url.database}"
 
 
+def described(engine: Engine) -> str:
+    """The URL of a database for messages: without its password, and of its query the host alone, which may hold one too."""
+    shown = {name: value for name, value in engine.url.query.items() if name == "host"}
+    return engine.url.set(query=shown).render_as_string(hide_password=True)
+
+
 def is_sqlite(engine: Engine | Connection) -> bool:
     """Whether this is SQLite, which is for one host and migrates itself."""
     return engine.dialect.name == "sqlite"
@@ -108,9 +114,8 @@ def _named(engine: Engine) -> Iterator[None]:
             or "connection" in str(error.orig).lower()
             or "unable to open" in str(error.orig)
         ):
-            where = engine.url.render_as_string(hide_password=True)
             raise DatabaseUnavailable(
-                f"The database {where} cannot be reached: {error.orig}. Start it, or correct AFTERIMAGE_DATABASE."
+                f"The database {described(engine)} cannot be reached: {error.orig}. Start it, or correct AFTERIMAGE_DATABASE."
             ) from error
         raise
 
@@ -126,6 +131,8 @@ def _parse(url: str) -> URL:
         parsed = parsed.set(drivername="postgresql+psycopg")
     if parsed.get_backend_name() not in ("sqlite", "postgresql"):
         raise ConfigurationError(f"AFTERIMAGE_DATABASE names {parsed.drivername!r}. Use sqlite or postgresql.")
+    if "@" in (parsed.host or ""):  # What stands before it is the end of a password, and hosts are in messages.
+        raise ConfigurationError("AFTERIMAGE_DATABASE holds an @ before the host's. Write it as %40 in the password.")
     return parsed
 
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, column, inspect, select, table, text
 
-from tasks.cache.database import is_sqlite, reading, writing
+from tasks.cache import roles
+from tasks.cache.database import described, is_sqlite, reading, writing
 from tasks.cache.schema import SCHEMA
 from tasks.errors import MigrationNeeded
 
@@ -35,20 +36,24 @@ def prepare(engine: Engine) -> None:
     if is_sqlite(engine) and (current is None or current in _known_versions()):
         migrate(engine)
         return
-    where = engine.url.render_as_string(hide_password=True)
     raise MigrationNeeded(
-        f"The cache {where} is at version {current or 'none'}, and this program needs {head}. "
+        f"The cache {described(engine)} is at version {current or 'none'}, and this program needs {head}. "
         "Run ./afterimage migrate; if it is newer than this program, update the program."
     )
 
 
 def migrate(engine: Engine) -> str:
-    """Upgrade to the newest version and return it. Processes that race wait for each other."""
+    """Upgrade to the newest version and return it. Processes that race wait for each other.
+
+    Where the database has roles (roles.sql), new tables and views get their rights in the same transaction.
+    """
     with writing(engine) as connection:
         if not is_sqlite(engine):
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
             connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
         _alembic().upgrade(_config(connection), "head")
+        if not is_sqlite(engine) and roles.have_been_granted(connection):
+            roles.grant(connection)
     return head_version()
 
 

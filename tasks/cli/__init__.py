@@ -26,7 +26,7 @@ from tasks.cache.migrating import migrate as migrate_cache
 from tasks.cache.runs import RunKey
 from tasks.cli.models import models
 from tasks.cli.retrying import retry
-from tasks.errors import AfterimageError, DecoderStalled, Interrupted, TooManyFailures
+from tasks.errors import AfterimageError, ConfigurationError, DecoderStalled, Interrupted, TooManyFailures
 from tasks.pipelines import Pipeline, find_pipeline, make_pipeline
 from tasks.plan import RunRequest
 from tasks.settings import Settings, load_settings
@@ -56,6 +56,7 @@ def main() -> None:
     """Run the command line; turn our errors into exit code 2 and a message without a traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
     try:
+        _check_arguments(sys.argv[1:])
         app()
     except DecoderStalled as error:
         # The interpreter would wait at its end for the thread that never comes back.
@@ -68,8 +69,15 @@ def main() -> None:
         _stop(f"The database refused: {str(error).splitlines()[0]}. Run ./afterimage doctor.")
 
 
+def _check_arguments(given: list[str]) -> None:
+    """Bytes that are no text cannot be looked for, neither in a store nor in a database."""
+    for argument in given:
+        if any("\ud800" <= letter <= "\udfff" for letter in argument):
+            raise ConfigurationError(f"{argument!r} is not UTF-8. Keys, names and folders are text: give it as such.")
+
+
 def _stop(error: object) -> None:
-    typer.echo(f"Error: {error}", err=True)
+    typer.echo(f"Error: {tables.printable_lines(str(error))}", err=True)
     raise SystemExit(COULD_NOT_RUN)
 
 
@@ -120,7 +128,7 @@ def predict(
             failed_run, counts = str(error), road.summary_of(request, settings)
     typer.echo(json.dumps(counts) if as_json else road.format_summary(counts))
     if failed_run is not None:
-        typer.echo(f"Error: {failed_run}", err=True)
+        typer.echo(f"Error: {tables.printable_lines(failed_run)}", err=True)
     if counts["failed"]:
         raise typer.Exit(SOME_FAILED)
 

@@ -107,4 +107,4 @@ def _crops(store: ObjectStore, decoder: Decoder | NvjpegDecoder, crop: int, imag
 
 
 def _leave_out(key: str, why: str) -> None:
-    log.warning("%s is left out: %s", key, why)
+    log.warning("%r is left out: %s", key, why)

@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import make_url
 
 from tasks.models.bundle import read_bundle
-from tests.conftest import ROOT, free_port, fresh_postgres, wait_until
+from tests.conftest import ROOT, free_port, fresh_cache, fresh_postgres, wait_until
 from tests.dags.standalone import Standalone
 from tests.pictures import picture, write_pictures, write_small_bundle
 from tests.ray_nodes import ray_nodes
@@ -105,13 +105,7 @@ dag = predict_images.build(pipeline.model_copy(update={"model": str(wanted.with_
 @pytest.fixture(scope="module")
 def url(postgres_server: str) -> Iterator[str]:
     """A migrated cache in PostgreSQL."""
-    with fresh_postgres(postgres_server) as url:
-        from tasks.cache.database import connect
-        from tasks.cache.migrating import migrate
-
-        engine = connect(url)
-        migrate(engine)
-        engine.dispose()
+    with fresh_cache(postgres_server) as url:
         yield url
 
 

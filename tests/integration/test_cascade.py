@@ -28,6 +28,7 @@ from tasks.models.bundle import read_bundle
 from tasks.models.cascade import Model
 from tasks.models.runtimes import Logits, Pixels
 from tasks.models.runtimes.openvino_runtime import OpenVinoRuntime
+from tests.database_roles import as_owner
 from tests.pictures import picture, write_pictures, write_small_bundle
 from tests.runner import Runner, outcomes
 
@@ -483,7 +484,7 @@ def test_the_views_lose_and_regain_who_answered_with_the_migration(
     runner = Runner(home, database_url, images=str(images), model=uris, cascade_margin=0.003)
     runner.run()
     before = rows(runner)
-    engine = connect(database_url)
+    engine = connect(as_owner(database_url))
     migrating.downgrade(engine, "0002")
     older = rows(runner)
     assert {key: {**row, "cascade_stage": None, "answered_by": None} for key, row in older.items()} == {
@@ -492,7 +493,7 @@ def test_the_views_lose_and_regain_who_answered_with_the_migration(
     assert "cascade_stage" not in next(iter(older.values()))
     with writing(engine) as connection:
         if not is_sqlite(engine):
-            connection.exec_driver_sql("GRANT SELECT ON afterimage.v_prediction TO PUBLIC")
+            connection.exec_driver_sql("GRANT SELECT ON afterimage.v_prediction TO pg_monitor")
     migrating.migrate(engine)
     # Which model answered is gone; whatever is predicted from here on has it.
     assert {(row["cascade_stage"], row["answered_by"]) for row in rows(runner).values()} == {(None, "small+large")}

@@ -17,12 +17,10 @@ from typing import Any
 import pytest
 from sqlalchemy import make_url
 
-from tasks.cache.database import connect
-from tasks.cache.migrating import migrate
 from tasks.settings import load_settings
 from tasks.storage.s3 import client
 from tests.celery_farm import WORKER_CORES, CeleryFarm
-from tests.conftest import fresh_postgres
+from tests.conftest import fresh_cache, fresh_postgres
 from tests.farm_runtimes import RATE, RECORDS, WAITING, pictures_through
 from tests.pictures import tinted_picture, write_small_bundle
 from tests.runner import Runner, outcomes
@@ -94,10 +92,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, pictures: str) -> Path:
 @pytest.fixture(scope="module")
 def databases(postgres_server: str) -> Iterator[tuple[str, str]]:
     """Airflow's, and the cache with its tables."""
-    with fresh_postgres(postgres_server) as metadata, fresh_postgres(postgres_server) as url:
-        engine = connect(url)
-        migrate(engine)
-        engine.dispose()
+    with fresh_postgres(postgres_server) as metadata, fresh_cache(postgres_server) as url:
         yield make_url(metadata).set(drivername="postgresql+psycopg2").render_as_string(hide_password=False), url
 
 

@@ -211,9 +211,9 @@ def test_doctor_finds_nothing_wrong_here(cli: Cli) -> None:
     }
 
 
-def test_doctor_says_what_is_wrong_and_what_to_do(cli: Cli, postgres_url: str) -> None:
+def test_doctor_says_what_is_wrong_and_what_to_do(cli: Cli, empty_postgres_url: str) -> None:
     (cli.folder / "pipelines.toml").write_text('[photos]\nimages = "nowhere"\nmodel = "nothing"\n')
-    findings = {finding["check"]: finding for finding in cli.json("doctor", "--database", postgres_url, code=1)}
+    findings = {finding["check"]: finding for finding in cli.json("doctor", "--database", empty_postgres_url, code=1)}
     assert "./afterimage migrate" in findings["database"]["finding"]
     assert "does not exist. Create it" in findings["photos: images"]["finding"]
     assert "Point `model` at a bundle folder" in findings["photos: model"]["finding"]

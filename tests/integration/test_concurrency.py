@@ -171,9 +171,9 @@ def test_rows_of_a_run_are_those_that_were_listed(database_url: str) -> None:
     assert runner.rows("SELECT count(*) AS rows FROM work_item") == [{"rows": 2500}]
 
 
-def test_the_victim_of_a_deadlock_is_run_again(postgres_url: str) -> None:
+def test_the_victim_of_a_deadlock_is_run_again(empty_postgres_url: str) -> None:
     """Two transactions take two rows in opposite order; at the first attempt both hold one of them."""
-    engine = connect(postgres_url)
+    engine = connect(empty_postgres_url)
     with writing(engine) as connection:
         connection.execute(text("CREATE TABLE counted (n integer PRIMARY KEY, times integer)"))
         connection.execute(text("INSERT INTO counted VALUES (1, 0), (2, 0)"))

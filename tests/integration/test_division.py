@@ -15,7 +15,6 @@ from sqlalchemy import text
 from tasks import deduplication
 from tasks.cache.commits import Scope, record_progress
 from tasks.cache.database import connect, reading, writing
-from tasks.cache.migrating import migrate
 from tasks.cache.models import register_model
 from tasks.cache.outcome import Progress
 from tasks.cache.runs import RunKey, RunStart, Staging, open_run
@@ -99,7 +98,6 @@ def test_there_are_as_many_tasks_as_workers_however_fast_they_are(database_url: 
 def test_the_planner_knows_of_a_run_before_it_is_divided(postgres_url: str, model: Model) -> None:
     """Else it takes the run for one row, and compares every known image with all rows: the square of their number."""
     engine = connect(postgres_url)
-    migrate(engine)
     divided(postgres_url, staged(postgres_url, IMAGES), model)
     with reading(engine) as connection:
         known = text("SELECT reltuples FROM pg_class WHERE oid = 'afterimage.work_item'::regclass")

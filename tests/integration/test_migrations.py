@@ -17,6 +17,7 @@ from tasks.cache import migrating
 from tasks.cache.database import connect, is_sqlite, reading, writing
 from tasks.cache.schema import SCHEMA, metadata
 from tasks.errors import DatabaseUnavailable, MigrationNeeded
+from tests.database_roles import as_owner
 
 VIEWS = {"v_prediction", "v_current_prediction", "v_failure", "v_run"}
 
@@ -55,7 +56,7 @@ def test_columns_in_sqlite_are_those_of_schema_py(tmp_path: Path) -> None:
 
 
 def test_down_and_up_again(database_url: str) -> None:
-    engine = connect(database_url)
+    engine = connect(as_owner(database_url))
     migrating.downgrade(engine, "base")
     assert migrating.version(engine) is None
     with reading(engine) as connection:
@@ -67,21 +68,21 @@ def test_down_and_up_again(database_url: str) -> None:
 
 
 def test_migrating_twice_changes_nothing(database_url: str) -> None:
-    engine = connect(database_url)
+    engine = connect(as_owner(database_url))
     assert migrating.migrate(engine) == migrating.head_version()
 
 
-def test_postgresql_is_checked_and_never_migrated_by_a_task(postgres_url: str) -> None:
-    engine = connect(postgres_url)
+def test_postgresql_is_checked_and_never_migrated_by_a_task(empty_postgres_url: str) -> None:
+    engine = connect(empty_postgres_url)
     with pytest.raises(MigrationNeeded, match=r"\./afterimage migrate"):
         migrating.prepare(engine)
     assert migrating.version(engine) is None
 
 
-def test_a_password_is_not_in_the_error(postgres_url: str) -> None:
+def test_a_password_is_not_in_the_error(empty_postgres_url: str) -> None:
     from sqlalchemy import make_url
 
-    url = make_url(postgres_url).set(username="postgres", password="canary-4711").render_as_string(hide_password=False)
+    url = make_url(empty_postgres_url).set(password="canary-4711").render_as_string(hide_password=False)
     with pytest.raises(MigrationNeeded) as error:
         migrating.prepare(connect(url))
     assert "canary-4711" not in str(error.value)

@@ -22,7 +22,6 @@ from sqlalchemy import text
 
 from tasks import road
 from tasks.cache.database import connect
-from tasks.cache.migrating import migrate
 from tasks.engines import ray_cluster
 from tasks.errors import ClusterUnavailable, ConfigurationError, DatabaseUnavailable, GlobalFault, ModelChanged
 from tasks.observation import Observation
@@ -74,7 +73,6 @@ def calm(home: Path, images: Path, model: Path, tmp_path_factory: pytest.TempPat
 @pytest.fixture
 def runner(nodes: Nodes, images: Path, model: Path, tmp_path: Path, postgres_url: str) -> Runner:
     """A pipeline whose shards go to the cluster, over PostgreSQL; `tmp_path` is the driver's home."""
-    migrate(connect(postgres_url))
     table = {"images": str(images), "model": str(model), "workers": SHARDS, "commit_images": COMMIT, "engine": "ray"}
     return Runner(tmp_path / "home", postgres_url, {"ray_address": nodes.address}, **table)
 

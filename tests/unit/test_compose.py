@@ -119,7 +119,9 @@ def test_the_pipeline_finds_its_code_cache_and_store(name: str) -> None:
     known = {f"AFTERIMAGE_{field.upper()}" for field in Settings.model_fields}
 
     assert environment["PYTHONPATH"] == "/opt/afterimage"
-    assert environment["AFTERIMAGE_DATABASE"].startswith("postgresql://afterimage:")
+    # Tasks write rows; only what migrates may make tables.
+    user = "afterimage_owner" if name == "init" else "afterimage"
+    assert environment["AFTERIMAGE_DATABASE"].startswith(f"postgresql://{user}:")
     assert environment["AFTERIMAGE_S3_ENDPOINT"] == "http://store:8333"
     assert {key for key in environment if key.startswith("AFTERIMAGE_")} <= known
 
@@ -173,7 +175,7 @@ def test_defaults_are_those_of_the_example() -> None:
 
 def test_both_databases_are_made_for_the_users_that_ask_for_them() -> None:
     script = (PROJECT / "docker" / "databases.sh").read_text(encoding="utf-8")
-    environment = SERVICES["scheduler"]["environment"]
+    environment = SERVICES["init"]["environment"]
 
     for key in ("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "AFTERIMAGE_DATABASE"):
         found = re.fullmatch(
@@ -184,6 +186,7 @@ def test_both_databases_are_made_for_the_users_that_ask_for_them() -> None:
         assert f'"${found["password"]}"' in script
         assert found["password"] in SERVICES["postgres"]["environment"]
     assert "./docker/databases.sh:/docker-entrypoint-initdb.d/databases.sh:ro" in SERVICES["postgres"]["volumes"]
+    assert "./tasks/cache/roles.sql:/opt/roles.sql:ro" in SERVICES["postgres"]["volumes"]
 
 
 def test_the_store_takes_the_keys_that_the_pipeline_uses() -> None:

@@ -120,7 +120,9 @@ def test_services_share_one_environment_and_those_of_celery_add_theirs() -> None
 
     for name in ("scheduler", "dag-processor", "triggerer"):
         assert SERVICES[name]["environment"] == shared
-    assert shared.items() <= SERVICES["init"]["environment"].items()
+    assert {**shared, **SERVICES["init"]["environment"]} == SERVICES["init"]["environment"]
+    differing = {key for key, value in shared.items() if SERVICES["init"]["environment"][key] != value}
+    assert differing == {"AFTERIMAGE_DATABASE"}, "init is the owner of the tables, tasks are not"
     assert shared.keys() < celery.keys()
     for name in WORKERS:
         assert celery.items() <= SERVICES[name]["environment"].items()
