@@ -9,6 +9,7 @@ from sqlalchemy import Engine
 
 from tasks.cache import reconciling
 from tasks.cache import staging as rows
+from tasks.cache.blocking import hold_off_erasing
 from tasks.cache.database import repeated, writing
 from tasks.cache.models import register_model
 from tasks.cache.runs import Staging
@@ -56,6 +57,7 @@ def deduplicate(
     spec = model.identity()
     rows.refresh_statistics(engine)
     with writing(engine) as connection:
+        hold_off_erasing(connection)
         model_no = register_model(connection, model.model_id, model.name, model.version, spec)
         rows.attach_model(connection, staging, model_no)
         rules = rows.Rules(model_no, decoder, options.force, options.limit)

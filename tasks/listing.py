@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 from tasks.location import Location
 from tasks.storage.base import ImageObject, ObjectStore
 from tasks.window import Window
+
+log = logging.getLogger(__name__)
 
 
 class KeyFilter:
@@ -36,11 +39,20 @@ class Page:
     ignored: int
 
 
+def can_be_stored(key: str) -> bool:
+    """Whether a database can hold a key: it is UTF-8, and has no NUL, which PostgreSQL's text cannot hold."""
+    try:
+        key.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in key
+
+
 def list_pages(store: ObjectStore, location: Location, window: Window, keys: KeyFilter) -> Iterator[Page]:
     """List what a run looks at.
 
     Over a date template the window picks prefixes and LastModified is not looked at; without one the window is
-    half-open on LastModified. What lies outside the window is not counted at all.
+    half-open on LastModified. What lies outside the window is not counted at all; a key that no database can hold is ignored.
     """
     template = location.template
     for prefix in [location.prefix] if template is None else template.prefixes(window):
@@ -49,5 +61,12 @@ def list_pages(store: ObjectStore, location: Location, window: Window, keys: Key
                 inside = [image for image in page if window.holds(image.last_modified)]
             else:
                 inside = [image for image in page if template.matches(image.key, window)]
-            wanted = [image for image in inside if keys.wants(image.key)]
+            wanted = [image for image in inside if keys.wants(image.key) and _is_usable(image.key)]
             yield Page(wanted, ignored=len(inside) - len(wanted))
+
+
+def _is_usable(key: str) -> bool:
+    if can_be_stored(key):
+        return True
+    log.warning("Passed over %r: a key must be UTF-8 without NUL to be stored. Rename the object.", key)
+    return False

@@ -31,9 +31,11 @@ def publish(engine: Engine, staging: Staging, options: ReportOptions) -> dict[st
     The run row is written in every case. Raises InvariantViolation where the outcomes do not add up and
     TooManyFailures where too many images failed; in both cases everything that was predicted stays.
     """
-    counts = summary(engine, staging)
-    error = _verdict(counts, options.max_failure_rate)
-    close_run(engine, staging, counts, FAILED if error else SUCCESS, str(error) if error else None)
+    is_closed = False
+    while not is_closed:
+        counts = summary(engine, staging)
+        error = _verdict(counts, options.max_failure_rate)
+        is_closed = close_run(engine, staging, counts, FAILED if error else SUCCESS, str(error) if error else None)
     prune_staging(engine, options.pipeline, options.keep_runs)
     if error:
         raise error
@@ -42,12 +44,15 @@ def publish(engine: Engine, staging: Staging, options: ReportOptions) -> dict[st
 
 def close_unfinished(engine: Engine, staging: Staging) -> dict[str, Any] | None:
     """The teardown: a run with open rows ends as failed, with their number; a run that was published stays."""
-    counts = summary(engine, staging)
-    if counts["state"] == SUCCESS or (counts["state"] == FAILED and counts["open"] == 0):
-        return None
-    message = f"{counts['open']} images are open: a task failed. Clear the failed tasks; they go on where they stopped."
-    close_run(engine, staging, counts, FAILED, message)
-    return counts
+    while True:
+        counts = summary(engine, staging)
+        if counts["state"] == SUCCESS or (counts["state"] == FAILED and counts["open"] == 0):
+            return None
+        message = (
+            f"{counts['open']} images are open: a task failed. Clear the failed tasks; they go on where they stopped."
+        )
+        if close_run(engine, staging, counts, FAILED, message):
+            return counts
 
 
 def summary(engine: Engine, staging: Staging) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from tasks.cache.runs import OUTCOMES
@@ -74,6 +76,8 @@ MODELS: Columns = {
     "model_id": lambda row: row["problem"] or row["model_id"][:12],
 }
 
+ERASED: Columns = {"table": _plain("table"), "rows removed": _number("rows", 0)}
+
 FACTS: Columns = {"key": _plain("key"), "value": _plain("value")}
 
 
@@ -99,6 +103,29 @@ def show(rows: Sequence[Mapping[str, Any]], columns: Columns, empty: str, as_jso
     for row in rows:
         table.add_row(*(Text(printable(cell(row))) for cell in columns.values()))
     console.print(table)
+
+
+# Where a spreadsheet would take a cell for a formula: OWASP's list, with the full-width forms. Apostrophes before it count,
+# so that whoever takes one away has the cell as it was.
+_FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+
+
+def write_csv(rows: Iterable[Sequence[Any]]) -> None:
+    """Write rows on standard output as they come, the names of the columns first."""
+    csv.writer(sys.stdout).writerows([cell(value) for value in row] for row in rows)
+
+
+def cell(value: Any) -> str:
+    """A value as a cell of CSV: numbers as they are, moments as ISO text, lists and objects as JSON, nothing for None.
+
+    Text that a spreadsheet would execute gets an apostrophe before it.
+    """
+    if value is None:
+        return ""
+    if isinstance(value, bool | dict | list):
+        return json.dumps(value, ensure_ascii=False)
+    text = str(value)
+    return f"'{text}" if isinstance(value, str) and _FORMULA.match(text) else text
 
 
 def printable(text: str) -> str:

@@ -13,8 +13,10 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Engine, bindparam, select, update
 
+from tasks.cache.blocking import blocked_digests, hold_off_erasing
 from tasks.cache.database import repeated, writing
-from tasks.cache.outcome import Finished, Progress
+from tasks.cache.models import predicted_now
+from tasks.cache.outcome import Finished, Progress, blocked
 from tasks.cache.quarantine import quarantine
 from tasks.cache.runs import Staging, check_generation, insert, now
 from tasks.cache.schema import image, prediction, rate, shard, work_item
@@ -40,12 +42,14 @@ class Scope:
 def commit(engine: Engine, scope: Scope, finished: Sequence[Finished], progress: Progress) -> dict[str, str]:
     """Write everything in one transaction; return {key: outcome} for the rows that this commit closed.
 
-    Rows that another attempt of the shard has closed already are passed over. Raises StaleGeneration.
+    Rows that another attempt of the shard has closed already, or that were erased, are passed over. Raises StaleGeneration.
     """
     with writing(engine) as connection:
+        hold_off_erasing(connection)
         row = check_generation(connection, scope.staging, shared=True)
         still_open = _open_keys(connection, scope.staging, [item.key for item in finished])
         mine = sorted((item for item in finished if item.key in still_open), key=lambda item: item.key)
+        mine = _after_erasing(connection, scope, mine)
         won = _insert_predictions(connection, scope, mine)
         outcomes = {item.key: _outcome(item, won) for item in mine}
         _upsert_images(connection, row.source_no, mine)
@@ -53,6 +57,23 @@ def commit(engine: Engine, scope: Scope, finished: Sequence[Finished], progress:
         _close_rows(connection, scope.staging, outcomes)
         _advance(connection, scope, progress)
     return outcomes
+
+
+def _after_erasing(connection: Connection, scope: Scope, finished: Sequence[Finished]) -> list[Finished]:
+    """What stands, of images that were in hand while others were erased.
+
+    Bytes that are blocked by now are told of as that. An image that counted on a prediction which was erased under its
+    hands stays open, and is predicted by the shard's next attempt.
+    """
+    banned = blocked_digests(connection, {item.digest for item in finished if item.digest is not None})
+    kept = [blocked(item.key, item.image) if item.digest in banned else item for item in finished]
+    counted_on = {item.digest for item in kept if _is_reuse(item) and item.digest is not None}
+    there = predicted_now(connection, scope.model_no, counted_on)
+    return [item for item in kept if not _is_reuse(item) or item.digest in there]
+
+
+def _is_reuse(item: Finished) -> bool:
+    return item.digest is not None and item.scored is None and item.failed is None
 
 
 def _outcome(item: Finished, won: set[bytes]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sqlalchemy import Connection, Engine, text
@@ -11,6 +11,9 @@ from sqlalchemy import Connection, Engine, text
 from tasks.cache.database import is_sqlite, reading
 from tasks.cache.schema import SCHEMA
 
+PAGE_ROWS = 1_000
+
+_FAILURES, _RUNS = "last_failed_at DESC, key", "started_at DESC"
 _JSON_COLUMNS = ("top_k", "stage_seconds", "stages")
 
 
@@ -32,10 +35,14 @@ def failures_of(engine: Engine, key: str) -> list[dict[str, Any]]:
 
 def failures(engine: Engine, reason: str | None, limit: int) -> list[dict[str, Any]]:
     """The quarantine, newest first."""
-    where = "" if reason is None else "WHERE reason = :reason "
-    values = {"limit": limit} if reason is None else {"limit": limit, "reason": reason}
-    order = "ORDER BY last_failed_at DESC, key LIMIT :limit"
-    return _rows(engine, f"SELECT * FROM {{view}} {where}{order}", "v_failure", **values)
+    where = {} if reason is None else {"reason": reason}
+    return _rows(engine, _newest(_FAILURES, where, limit), "v_failure", **where, limit=limit)
+
+
+def failures_streamed(engine: Engine, reason: str | None, limit: int | None) -> Iterator[tuple[Any, ...]]:
+    """The names of the columns, then the quarantine's rows, newest first; all of them without a limit."""
+    where = {} if reason is None else {"reason": reason}
+    return _streamed(engine, _newest(_FAILURES, where, limit), "v_failure", **where, limit=limit)
 
 
 def failure_counts(engine: Engine) -> dict[str, int]:
@@ -46,9 +53,14 @@ def failure_counts(engine: Engine) -> dict[str, int]:
 
 def runs(engine: Engine, pipeline: str | None, limit: int) -> list[dict[str, Any]]:
     """The newest runs, of one pipeline or of all."""
-    where = "" if pipeline is None else "WHERE pipeline = :pipeline "
-    values = {"limit": limit} if pipeline is None else {"limit": limit, "pipeline": pipeline}
-    return _rows(engine, f"SELECT * FROM {{view}} {where}ORDER BY started_at DESC LIMIT :limit", "v_run", **values)
+    where = {} if pipeline is None else {"pipeline": pipeline}
+    return _rows(engine, _newest(_RUNS, where, limit), "v_run", **where, limit=limit)
+
+
+def runs_streamed(engine: Engine, pipeline: str | None, limit: int | None) -> Iterator[tuple[Any, ...]]:
+    """The names of the columns, then the runs, newest first; all of them without a limit."""
+    where = {} if pipeline is None else {"pipeline": pipeline}
+    return _streamed(engine, _newest(_RUNS, where, limit), "v_run", **where, limit=limit)
 
 
 def run_of(engine: Engine, dag_id: str, run_id: str) -> dict[str, Any] | None:
@@ -57,10 +69,25 @@ def run_of(engine: Engine, dag_id: str, run_id: str) -> dict[str, Any] | None:
     return next(iter(_rows(engine, query, "v_run", dag_id=dag_id, run_id=run_id)), None)
 
 
+def _newest(order: str, where: Mapping[str, str], limit: int | None) -> str:
+    conditions = "".join(f"WHERE {column} = :{column} " for column in where)
+    return f"SELECT * FROM {{view}} {conditions}ORDER BY {order}{'' if limit is None else ' LIMIT :limit'}"
+
+
 def _rows(engine: Engine, query: str, view: str, **values: Any) -> list[dict[str, Any]]:
+    names, *rows = _streamed(engine, query, view, **values)
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def _streamed(engine: Engine, query: str, view: str, **values: Any) -> Iterator[tuple[Any, ...]]:
+    """The names of the columns, then the rows as they come."""
     with reading(engine) as connection:
-        found = connection.execute(text(query.format(view=_name(connection, view))), values)
-        return [_plain(row) for row in found.mappings()]
+        statement = text(query.format(view=_name(connection, view)))
+        bound = {name: value for name, value in values.items() if value is not None}
+        found = connection.execution_options(yield_per=PAGE_ROWS).execute(statement, bound)
+        yield tuple(found.keys())
+        for row in found.mappings():
+            yield tuple(_plain(row).values())
 
 
 def _name(connection: Connection, view: str) -> str:

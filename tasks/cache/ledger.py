@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from tasks.cache import attempts, commits, reconciling, staging
+from tasks.cache.blocking import blocked_digests
 from tasks.cache.database import reading
 from tasks.cache.models import predicted_digests
 from tasks.cache.outcome import Finished, Progress
@@ -30,6 +31,10 @@ class ShardLedger:
     def outcomes(self) -> dict[str, int]:
         """{outcome: rows}, with `open` for rows that have none."""
         return staging.shard_outcomes(self.engine, self.scope.staging, self.scope.shard)
+
+    def promised(self) -> int | None:
+        """How many rows it has, less what was erased since; None where the shard is not known any more."""
+        return staging.promised_rows(self.engine, self.scope.staging, self.scope.shard)
 
     def take_rows(self) -> Iterator[ImageObject]:
         """The rows that have no outcome yet, in key order, a page at a time. Each page is noted before it is given out."""
@@ -59,6 +64,11 @@ class ShardLedger:
         """
         scope = self.scope
         return predicted_digests(self.engine, scope.model_no, set(digests), scope.staging if scope.force else None)
+
+    def blocked(self, digests: Collection[bytes]) -> set[bytes]:
+        """Those that were erased for good, and are not to be looked at."""
+        with reading(self.engine) as connection:
+            return blocked_digests(connection, set(digests))
 
     def commit(self, finished: Sequence[Finished], progress: Progress) -> dict[str, str]:
         """{key: outcome} of the rows that this commit closed. Raises StaleGeneration."""

@@ -29,16 +29,21 @@ def predicted_digests(engine: Engine, model_no: int, digests: Collection[bytes],
 
     A run that Airflow clears keeps its number and gets a new generation, so both are asked for.
     """
+    with reading(engine) as connection:
+        return predicted_now(connection, model_no, digests, made_by)
+
+
+def predicted_now(
+    connection: Connection, model_no: int, digests: Collection[bytes], made_by: Staging | None = None
+) -> set[bytes]:
+    """As predicted_digests, in the caller's transaction."""
     found: set[bytes] = set()
     ordered = sorted(digests)
-    with reading(engine) as connection:
-        for start in range(0, len(ordered), CHUNK):
-            wanted = select(prediction.c.digest).where(
-                prediction.c.model_no == model_no, prediction.c.digest.in_(ordered[start : start + CHUNK])
-            )
-            if made_by is not None:
-                wanted = wanted.where(
-                    prediction.c.run_no == made_by.run_no, prediction.c.generation == made_by.generation
-                )
-            found.update(bytes(digest) for (digest,) in connection.execute(wanted))
+    for start in range(0, len(ordered), CHUNK):
+        wanted = select(prediction.c.digest).where(
+            prediction.c.model_no == model_no, prediction.c.digest.in_(ordered[start : start + CHUNK])
+        )
+        if made_by is not None:
+            wanted = wanted.where(prediction.c.run_no == made_by.run_no, prediction.c.generation == made_by.generation)
+        found.update(bytes(digest) for (digest,) in connection.execute(wanted))
     return found

@@ -8,6 +8,9 @@ from typing import Any
 
 from tasks.storage.base import ImageObject
 
+BLOCKED = "blocked"
+"""The reason of an image whose bytes were erased for good."""
+
 
 @dataclass(frozen=True, slots=True)
 class Scored:
@@ -50,6 +53,12 @@ class Finished:
     digest: bytes | None = None
     scored: Scored | None = None
     failed: Failed | None = None
+
+
+def blocked(key: str, found: ImageObject | None) -> Finished:
+    """What is told of bytes that were erased for good: key and etag, and nothing of what they were."""
+    message = "Its bytes were erased for good, so it is not looked at. ./afterimage erase --unblock lifts the block."
+    return Finished(key, found, failed=Failed(BLOCKED, message, permanent=True))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Engine, Row, Table, delete, exists, func, select, update
 
+from tasks.cache.blocking import has_blocked_key
 from tasks.cache.database import reading
 from tasks.cache.runs import Staging, check_generation, now
 from tasks.cache.schema import failure, image, run, work_item
@@ -88,6 +89,7 @@ def stage_due(connection: Connection, staging: Staging, rules: Rules, retried: C
     """
     row = check_generation(connection, staging)
     mine = [*_under(failure, row), failure.c.model_no == rules.model_no, due(rules)]
+    mine.append(~has_blocked_key(row.source_no, failure.c.key))
     unstaged = ~exists().where(*of(staging), work_item.c.key == failure.c.key)
     columns = ("key", "etag", "size", "last_modified")
     for keys in _pages(connection, failure, [*mine, unstaged]):

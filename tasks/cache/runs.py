@@ -211,13 +211,16 @@ def count_outcomes(connection: Connection, *where: ColumnElement[bool]) -> dict[
     return {name or "open": count for name, count in counts}
 
 
-def close_run(engine: Engine, staging: Staging, counts: dict[str, Any], state: str, message: str | None) -> None:
+def close_run(engine: Engine, staging: Staging, counts: dict[str, Any], state: str, message: str | None) -> bool:
     """Write the counts into the run row, replacing what was there, and make its model the pipeline's current one.
 
-    Raises StaleGeneration where list_images ran again meanwhile.
+    False, and nothing is written, where an image of the run was erased since it was counted. Raises StaleGeneration where
+    list_images ran again meanwhile.
     """
     with writing(engine) as connection:
         row = check_generation(connection, staging)
+        if row.listed != counts["listed"]:
+            return False
         columns = ("open", "reads", "forward_passes", *OUTCOMES)
         connection.execute(
             update(run)
@@ -235,6 +238,7 @@ def close_run(engine: Engine, staging: Staging, counts: dict[str, Any], state: s
         )
         if state == SUCCESS and row.pipeline is not None and row.model_no is not None:
             _point_pipeline(connection, row, is_whole=counts["deferred"] == 0)
+    return True
 
 
 def _point_pipeline(connection: Connection, row: Row[Any], *, is_whole: bool) -> None:

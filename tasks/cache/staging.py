@@ -22,7 +22,9 @@ from sqlalchemy import (
     update,
 )
 
+from tasks.cache.blocking import is_anything_blocked, is_blocked
 from tasks.cache.database import is_sqlite, reading, writing
+from tasks.cache.outcome import BLOCKED
 from tasks.cache.runs import Staging, check_generation, count_listed, count_outcomes, insert, now
 from tasks.cache.schema import SCHEMA, failure, image, prediction, rate, run, shard, work_item
 from tasks.storage.base import ImageObject
@@ -92,8 +94,10 @@ def classify(connection: Connection, staging: Staging, rules: Rules) -> None:
     connection.execute(update(work_item).where(*mine).values(shard=None))
     judged = work_item.c.outcome.in_(["cached", "known_bad", "deferred"])
     connection.execute(update(work_item).where(*mine, judged).values(outcome=None))
+    open_rows = (*mine, work_item.c.outcome.is_(None))
+    if is_anything_blocked(connection):  # With force as well.
+        connection.execute(update(work_item).where(*open_rows, is_blocked(row.source_no)).values(outcome="known_bad"))
     if not rules.force:
-        open_rows = (*mine, work_item.c.outcome.is_(None))
         connection.execute(
             update(work_item).where(*open_rows, _is_cached(row.source_no, rules)).values(outcome="cached")
         )
@@ -134,10 +138,16 @@ def _is_known_bad(source_no: int, rules: Rules) -> ColumnElement[bool]:
 
 
 def due(rules: Rules) -> ColumnElement[bool]:
-    """Whether a failure may be tried again: its time has come, or another decoder has a word to say."""
-    return or_(
-        failure.c.decoder != rules.decoder,
-        and_(failure.c.next_retry_at.is_not(None), failure.c.next_retry_at <= now()),
+    """Whether a failure may be tried again: its time has come, or another decoder has a word to say.
+
+    What is blocked is never decoded, so no decoder has a word to say about it.
+    """
+    return and_(
+        failure.c.reason != BLOCKED,
+        or_(
+            failure.c.decoder != rules.decoder,
+            and_(failure.c.next_retry_at.is_not(None), failure.c.next_retry_at <= now()),
+        ),
     )
 
 
@@ -241,6 +251,13 @@ def open_pages(engine: Engine, staging: Staging, number: int) -> Iterator[list[I
         if len(page) < PAGE_ROWS:
             return
         after = page[-1].key
+
+
+def promised_rows(engine: Engine, staging: Staging, number: int) -> int | None:
+    """How many rows a shard has, less what was erased since; None where the shard is not known any more."""
+    mine = (shard.c.run_no == staging.run_no, shard.c.generation == staging.generation, shard.c.shard == number)
+    with reading(engine) as connection:
+        return connection.execute(select(shard.c.expected).where(*mine)).scalar_one_or_none()
 
 
 def shard_outcomes(engine: Engine, staging: Staging, number: int) -> dict[str, int]:

@@ -24,12 +24,14 @@ from tasks.cache import contract
 from tasks.cache.database import connect
 from tasks.cache.migrating import migrate as migrate_cache
 from tasks.cache.runs import RunKey
+from tasks.cli.erasing import erase
 from tasks.cli.models import models
+from tasks.cli.options import AsCsv, AsJson, Database, cache_of, check_one_form, settings_of
 from tasks.cli.retrying import retry
 from tasks.errors import AfterimageError, ConfigurationError, DecoderStalled, Interrupted, TooManyFailures
 from tasks.pipelines import Pipeline, find_pipeline, make_pipeline
 from tasks.plan import RunRequest
-from tasks.settings import Settings, load_settings
+from tasks.settings import Settings
 from tasks.uris import absolute_models, absolute_uri
 from tasks.window import resolve
 
@@ -48,8 +50,7 @@ app = typer.Typer(
 app.add_typer(models, name="models")
 app.command()(retry)
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else.")]
-Database = Annotated[str | None, typer.Option(help="URL of the cache; default: AFTERIMAGE_DATABASE.")]
+app.command()(erase)
 
 
 def main() -> None:
@@ -107,7 +108,7 @@ def predict(
     """Predict what is new, and print what became of every image."""
     from tasks import road
 
-    settings = _settings(database)
+    settings = settings_of(database)
     request = RunRequest(
         key=RunKey("cli", str(uuid.uuid4())),
         run_type="cli",
@@ -137,11 +138,16 @@ def predict(
 def status(
     pipeline: Annotated[str | None, typer.Argument(help="Only the runs of this pipeline.")] = None,
     database: Database = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many runs.")] = 10,
+    limit: Annotated[int | None, typer.Option(min=1, help="How many runs; 10, or with --csv all.")] = None,
     as_json: AsJson = False,
+    as_csv: AsCsv = False,
 ) -> None:
     """Show the newest runs, with what became of their images."""
-    rows = contract.runs(_cache(database), pipeline, limit)
+    check_one_form(as_json=as_json, as_csv=as_csv)
+    if as_csv:
+        tables.write_csv(contract.runs_streamed(cache_of(database), pipeline, limit))
+        return
+    rows = contract.runs(cache_of(database), pipeline, limit or 10)
     tables.show(rows, tables.RUNS, "No run yet. Start one: ./afterimage predict PIPELINE", as_json)
 
 
@@ -150,7 +156,7 @@ def show(
     key: Annotated[str, typer.Argument(help="The key of an image.")], database: Database = None, as_json: AsJson = False
 ) -> None:
     """Show all that is known of one image: every model's prediction, and failures."""
-    engine = _cache(database)
+    engine = cache_of(database)
     found = {"predictions": contract.predictions_of(engine, key), "failures": contract.failures_of(engine, key)}
     if not any(found.values()) and not as_json:
         typer.echo(f"Nothing is known of {key!r}. A key is the whole path below the bucket or the folder.", err=True)
@@ -167,12 +173,17 @@ def show(
 def failures(
     reason: Annotated[str | None, typer.Option(help="Only this reason, such as truncated.")] = None,
     database: Database = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many images.")] = 50,
+    limit: Annotated[int | None, typer.Option(min=1, help="How many images; 50, or with --csv all.")] = None,
     as_json: AsJson = False,
+    as_csv: AsCsv = False,
 ) -> None:
     """List the images that could not be predicted, and why."""
-    engine = _cache(database)
-    rows = contract.failures(engine, reason, limit)
+    check_one_form(as_json=as_json, as_csv=as_csv)
+    engine = cache_of(database)
+    if as_csv:
+        tables.write_csv(contract.failures_streamed(engine, reason, limit))
+        return
+    rows = contract.failures(engine, reason, limit or 50)
     tables.show(rows, tables.FAILURES, "No failures.", as_json)
     if not as_json and rows:
         counts = contract.failure_counts(engine)
@@ -182,7 +193,7 @@ def failures(
 @app.command()
 def migrate(database: Database = None, as_json: AsJson = False) -> None:
     """Bring the cache's tables to the version of this program."""
-    version = migrate_cache(connect(_settings(database).database_url))
+    version = migrate_cache(connect(settings_of(database).database_url))
     typer.echo(json.dumps({"version": version}) if as_json else f"The cache is at version {version}.")
 
 
@@ -195,7 +206,7 @@ def doctor(
     """Check database, migrations, device, pool, and each pipeline's storage and model; say what to do."""
     from tasks.doctor import examine
 
-    findings = examine(_settings(database), pipeline)
+    findings = examine(settings_of(database), pipeline)
     tables.show([vars(finding) for finding in findings], tables.FINDINGS, "Nothing to check.", as_json)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(SOME_FAILED)
@@ -204,16 +215,6 @@ def doctor(
 def _end(_number: int, _frame: object) -> None:
     """SIGTERM before or after the shards, which answer it themselves: the run is closed as failed."""
     raise Interrupted("SIGTERM: what was finished is committed. Run the same command again, and it goes on from there.")
-
-
-def _settings(database: str | None) -> Settings:
-    return load_settings() if database is None else load_settings(database=database)
-
-
-def _cache(database: str | None) -> Any:
-    from tasks import road
-
-    return road.open_cache(_settings(database))
 
 
 def _engine(pipeline: Pipeline, workers: int | None) -> ShardEngine:

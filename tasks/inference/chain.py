@@ -208,10 +208,7 @@ class Chain:
         for group in self._files.groups(LOOKUP_GROUP):
             with meter.work(len(group)):
                 leaders = [work for work in group if work.digest is not None and self.twins.lead(work)]
-                known = self._parts.ledger.predicted([work.digest for work in leaders if work.digest is not None])
-                for work in leaders:
-                    if work.digest in known:
-                        work.reuse()
+                self._finish_known(leaders)
             with self._lock:
                 self._reads += sum(work.was_read for work in group)
             # In the order of the group, so that failures and successes are judged as they came.
@@ -220,6 +217,17 @@ class Chain:
             meter.hold(len(group) - len(onward))
             for start in range(0, len(onward), size):
                 yield onward[start : start + size]
+
+    def _finish_known(self, leaders: list[Work]) -> None:
+        """Finish what has a prediction, and what is blocked."""
+        digests = [work.digest for work in leaders if work.digest is not None]
+        blocked, known = self._parts.ledger.blocked(digests), self._parts.ledger.predicted(digests)
+        for work in leaders:
+            if work.digest in blocked:
+                work.block()
+                self.meters["look_up"].fail()
+            elif work.digest in known:
+                work.reuse()
 
 
 def _workers(parts: Parts) -> dict[str, int]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tasks.cache.outcome import Failed, Finished, Scored
+from tasks.cache.outcome import Failed, Finished, Scored, blocked
 from tasks.errors import AccessDenied, ObjectChanged, ObjectVanished, TransientStorageError
 from tasks.storage.base import Blob, ImageObject, ObjectStore
 
@@ -52,6 +52,11 @@ class Work:
     def vanish(self) -> None:
         """It is gone."""
         self.finished = Finished(self.listed.key)
+
+    def block(self) -> None:
+        """Its bytes were erased for good: nothing of them is kept."""
+        self.data = None
+        self.finished = blocked(self.listed.key, self.image)
 
     def fail(self, reason: str, message: str, *, permanent: bool) -> None:
         """It goes to the quarantine."""

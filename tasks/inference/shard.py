@@ -66,30 +66,36 @@ def predict_shard(shard: Shard, on_progress: Callable[[int], None]) -> dict[str,
     StaleGeneration, or what the model or the database raise; what was committed before stays.
     """
     plan = shard.descriptor
-    before = shard.ledger.outcomes()
-    if sum(before.values()) < plan.count:
+    before, promised = shard.ledger.outcomes(), shard.ledger.promised()
+    promised = plan.count if promised is None else promised
+    if sum(before.values()) < promised:
         raise StagingLost(
-            f"{plan.label} was promised {plan.count} staged rows and finds {sum(before.values())}: they were removed "
+            f"{plan.label} was promised {promised} staged rows and finds {sum(before.values())}: they were removed "
             "after keep_runs_days, or by another run. Clear list_images, so that the run starts anew."
         )
-    if before.get("open", 0) > 0:
+    goes_on = True
+    while goes_on and before.get("open", 0) > 0:
         with sigterm(shard.stop) as stop, _lasting_objects():
-            _attempt(shard, before["open"], on_progress, stop)
-    return shard.ledger.outcomes()
+            goes_on = _attempt(shard, before["open"], on_progress, stop)
+        before = shard.ledger.outcomes()
+    return before
 
 
-def _attempt(shard: Shard, images: int, on_progress: Callable[[int], None], stop: threading.Event) -> None:
-    """One attempt, which says in the end that it is over. One that never says so was killed, and what it had in flight is
-    suspected of it."""
+def _attempt(shard: Shard, images: int, on_progress: Callable[[int], None], stop: threading.Event) -> bool:
+    """One attempt, which says in the end that it is over; whether the shard may go on.
+
+    One that never says so was killed, and what it had in flight is suspected of it.
+    """
     attempt = _Attempt(shard, images, on_progress, stop)
     try:
-        attempt.run()
+        goes_on = attempt.run()
     except DecoderStalled:  # It is as good as dead.
         raise
     except BaseException:
         shard.ledger.end_attempt()
         raise
     shard.ledger.end_attempt()
+    return goes_on
 
 
 class _Attempt:
@@ -108,8 +114,11 @@ class _Attempt:
         self.started = self.committed = time.monotonic()
         self.seconds_before, self.times_before = shard.ledger.spent()
 
-    def run(self) -> None:
-        """Pull finished work out of the chain and commit it."""
+    def run(self) -> bool:
+        """Pull finished work out of the chain and commit it; False where it ended before the last row.
+
+        What is open after True counted on a prediction that was erased meanwhile, and wants another attempt.
+        """
         shard = self.shard
         self.chain = Chain(shard, self.images)
         try:
@@ -119,7 +128,7 @@ class _Attempt:
                     work = self.chain.end.get(timeout=IDLE_SECONDS)
                 except StopIteration:
                     self._finish()
-                    return
+                    return True
                 if work is not None:
                     self.last_read = work if work.was_read else self.last_read
                     self.pending += self.verdict.judge(work)
@@ -128,7 +137,7 @@ class _Attempt:
                 if self._is_over():
                     self._commit()
                     shard.ledger.record(self._progress())
-                    return
+                    return False
             self._commit()
             raise Interrupted("SIGTERM: the finished work is committed. Clear the task, and it goes on from there.")
         except GlobalFault:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import subprocess
@@ -161,6 +163,37 @@ def test_show_tells_all_of_a_key(cli: Cli) -> None:
     assert "Nothing is known of 'nix.png'" in cli.run("show", "nix.png", code=1).stderr
 
 
+def test_erase_says_what_left_each_table(cli: Cli) -> None:
+    cli.run("predict", "photos")
+    digest = cli.json("show", "00003.png")["predictions"][0]["digest"]
+    planned = cli.json("erase", "--key", "00003.png", "--dry-run")
+    assert planned["removed"] == {"image": 1, "failure": 0, "prediction": 1, "work_item": 1}
+    assert planned["dry_run"] is True
+    done = cli.run("erase", "--key", "00003.png", "--block")
+    assert "prediction 1" in " ".join(done.stdout.split())
+    assert "Blocked: no run predicts '00003.png' again" in done.stdout
+    assert "Nothing is known" in cli.run("show", "00003.png", code=1).stderr
+    assert cli.json("predict", "photos")["known_bad"] == 1
+    again = cli.run("erase", "--digest", digest.upper())
+    assert f"Nothing is known of the digest {digest[:12]}" in again.stdout
+    assert cli.json("erase", "--key", "00003.png", "--unblock") == {"lifted": 1}
+    assert cli.json("predict", "photos")["predicted"] == 1
+
+
+def test_csv_of_failures_and_runs(cli: Cli) -> None:
+    keys = ['=1+1,"x"\n.png', "+plus.png", "plain.png"]
+    for key in keys:
+        (cli.folder / "images" / key).write_bytes(key.encode())
+    cli.run("predict", "photos", code=1)
+    rows = list(csv.DictReader(io.StringIO(cli.run("failures", "--csv").stdout, newline="")))
+    assert sorted(row["key"] for row in rows) == sorted([f"'{keys[0]}", f"'{keys[1]}", keys[2]])
+    assert (rows[0]["attempts"], rows[0]["permanent"], rows[0]["next_retry_at"]) == ("1", "true", "")
+    assert len(list(csv.DictReader(io.StringIO(cli.run("failures", "--csv", "--limit", "1").stdout, newline="")))) == 1
+    (run,) = csv.DictReader(io.StringIO(cli.run("status", "--csv").stdout, newline=""))
+    assert (run["pipeline"], run["listed"], run["predicted"], run["failed"]) == ("photos", "9", "6", "3")
+    assert json.loads(run["stages"])["read"]["items"] == 9
+
+
 def test_status_lists_the_newest_run_first(cli: Cli) -> None:
     cli.run("predict", "photos")
     cli.run("predict", "photos")
@@ -184,6 +217,7 @@ def test_status_lists_the_newest_run_first(cli: Cli) -> None:
         (("predict", "photos", "--since", "yesterday"), "'yesterday', which is not a date"),
         (("predict", "photos", "--database", "mysql://x/y"), "names 'mysql'"),
         (("predict", "photos", "--database", "nonsense"), "not a database URL"),
+        (("erase",), "give --key or --digest"),
         (("status", "--database", "postgresql://me:canary-4711@127.0.0.1:1/x"), "cannot be reached"),
     ],
 )
@@ -223,7 +257,7 @@ def test_doctor_says_what_is_wrong_and_what_to_do(cli: Cli, empty_postgres_url: 
 
 def test_every_command_has_help(cli: Cli) -> None:
     listed = cli.run("--help").stdout
-    for command in ("predict", "status", "show", "failures", "migrate", "doctor"):
+    for command in ("predict", "status", "show", "failures", "erase", "migrate", "doctor"):
         assert command in listed
         assert "--json" in cli.run(command, "--help").stdout
 

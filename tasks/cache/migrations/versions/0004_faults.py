@@ -73,7 +73,7 @@ def view_failures(more: str, *, anew: bool) -> None:
 def words() -> dict[str, str]:
     """Where the two databases differ."""
     if op.get_bind().dialect.name == "sqlite":
-        return {"schema": "", "collation": "", "bytes": "BLOB", "digest": "lower(hex(f.digest))"}
+        return {"schema": "", "collation": "", "bytes": "BLOB", "digest": "nullif(lower(hex(f.digest)), '')"}
     return {
         "schema": f"{SCHEMA}.",
         "collation": ' COLLATE "C"',
