@@ -18,6 +18,8 @@ MUTATED = int(os.environ.get("AFTERIMAGE_TEST_MUTATED", "300"))
 
 SEED = 13
 MEGABYTES = 2_000
+OTHERS = {"a.jpg": "PDF", "b.png": "EPS", "c.webp": "ICO", "d.tif": "JPEG2000", "e.gif": "AVIF"}
+LYING = {"f.jpg": "PNG", "g.svg": "JPEG", "h.pdf": "GIF"}
 LAST = "~the last key.png"
 
 
@@ -55,21 +57,45 @@ def test_every_test_image_of_pillow_is_predicted_or_quarantined(tmp_path: Path) 
     )
 
 
-def test_every_mutated_file_is_predicted_or_quarantined(tmp_path: Path) -> None:
-    images = tmp_path / "images"
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ended, list[Path]]:
+    """One run over mutated files, and files whose names lie; and the files."""
+    folder = tmp_path_factory.mktemp("damaged")
+    images = folder / "images"
     write_mutated(images, MUTATED, SEED)
-    (images / LAST).write_bytes(picture(1))
-
-    ended = run_over(images, tmp_path / "home", seconds=500)
-
+    for number, (name, form) in enumerate((OTHERS | LYING).items()):
+        (images / name).write_bytes(picture(number, form=form))
+    (images / LAST).write_bytes(picture(100))
+    ended = run_over(images, folder / "home", seconds=500)
     print(f"mutated files, seed {SEED}: {ended}")
-    check(ended, list(images.iterdir()))
+    return ended, list(images.iterdir())
+
+
+def test_every_mutated_file_is_predicted_or_quarantined(damaged: tuple[Ended, list[Path]]) -> None:
+    ended, files = damaged
+
+    check(ended, files)
     assert ended.counts["failed"] > MUTATED / 10
     record(
         "image",
         "files with flipped bits, cuts, splices and false lengths",
         injected=ended.counts["failed"],
         answer="quarantined with a reason; what decodes all the same is predicted",
+        lost=0,
+        doubled=0,
+    )
+
+
+def test_content_decides_and_not_the_name(damaged: tuple[Ended, list[Path]]) -> None:
+    ended, _ = damaged
+
+    assert {name: ended.failures[name][0] for name in OTHERS} == dict.fromkeys(OTHERS, "unsupported_format")
+    assert not LYING.keys() & ended.failures.keys()
+    record(
+        "image",
+        "PDF, EPS, icons, JPEG 2000 and AVIF named .jpg, .png and so on",
+        injected=len(OTHERS),
+        answer="quarantined as unsupported_format by their content; a PNG named .jpg is predicted",
         lost=0,
         doubled=0,
     )

@@ -18,7 +18,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 from random import Random
@@ -62,12 +62,16 @@ def child(seed: int, start: int, state: Path) -> None:
     oracle, files, ended = Oracle(ROOT / "var" / "compiled"), kinds(), Counter[str]()
     for number in count(start):
         tell(state, f"{number} {dict(ended)!r}")
-        data = file_of(seed, number, files)
-        try:
-            ended[oracle.check(data)] += 1
-        except Exception as error:
-            ended["FINDING"] += 1
-            keep(seed, number, data, type(error).__name__, traceback.format_exc())
+        ended[one(oracle.check, seed, number, file_of(seed, number, files))] += 1
+
+
+def one(check: Callable[[bytes], str], seed: int, number: int, data: bytes) -> str:
+    """What became of a file; what must not be raised is kept."""
+    try:
+        return check(data)
+    except Exception as error:
+        keep(seed, number, data, type(error).__name__, traceback.format_exc())
+        return "FINDING"
 
 
 def tell(state: Path, text: str) -> None:
@@ -86,10 +90,14 @@ def keep(seed: int, number: int, data: bytes, kind: str, story: str) -> None:
     print(f"{kind}: {path}: {story.strip().splitlines()[-1]}", flush=True)
 
 
-def watch(seed: int, start: int, until: float, state: Path) -> tuple[int, Counter[str], str | None]:
+def command_of(seed: int, start: int, state: Path) -> list[str]:
+    """A child's command line."""
+    return [sys.executable, "-m", "tests.fuzz.loop", "--child", str(seed), str(start), str(state)]
+
+
+def watch(command: Sequence[str], start: int, until: float, state: Path) -> tuple[int, Counter[str], str | None]:
     """One child until it dies, hangs or the time is over: the number it was at, its counts, and what was wrong."""
-    state.write_text(f"{start} {{}}")
-    command = [sys.executable, "-m", "tests.fuzz.loop", "--child", str(seed), str(start), str(state)]
+    tell(state, f"{start} {{}}")
     with open(state.with_name("errors"), "wb") as errors:  # libtiff tells there of every second file
         process = subprocess.Popen(command, cwd=ROOT, env=outer_environment(), stderr=errors)
     seen, since, started = state.read_text(), time.monotonic(), False
@@ -125,8 +133,9 @@ def main() -> int:
     print(f"seed {seed}, {len(kinds()):,} files to begin with", flush=True)
     until, number, total, found = time.monotonic() + 60 * minutes, 0, Counter[str](), 0
     with tempfile.TemporaryDirectory() as folder:
+        state = Path(folder) / "state"
         while time.monotonic() < until:
-            number, counts, wrong = watch(seed, number, until, Path(folder) / "state")
+            number, counts, wrong = watch(command_of(seed, number, state), number, until, state)
             total += counts
             if wrong is not None:
                 keep(seed, number, file_of(seed, number, kinds()), "process", wrong)

@@ -116,7 +116,7 @@ COSTLY = {
     "a TIFF of very many pixels": lambda: tiff_of({256: 8_000, 257: 8_000}),
     "a TIFF with an enormous tile": lambda: tiff_of({256: 8, 257: 8, 322: 60_000, 323: 60_000}, big=True),
     "a TIFF whose tag has very many values": lambda: (
-        b"II*\0" + struct.pack("<IHHHII", 8, 1, 256, 4, 2_000_000, 8) + bytes(9_000_000)
+        b"II*\0" + struct.pack("<IHHHII", 8, 1, 273, 4, 200_000, 8) + bytes(900_000)
     ),
     "a TIFF of very many tags": lambda: tiff_of(dict.fromkeys(range(20000), 1)),
 }
@@ -141,6 +141,10 @@ def test_what_would_take_seconds_or_much_memory_is_costly(name: str) -> None:
 @pytest.mark.parametrize("form", FORMATS)
 def test_ordinary_pictures_are_not(form: str) -> None:
     assert not is_costly(picture(1, (1_000, 800), form))
+
+
+def test_a_long_profile_or_text_in_a_tiff_is_not() -> None:
+    assert not is_costly(encoded(smooth(64, 48), "TIFF", icc_profile=bytes(500_000)))
 
 
 def test_a_progressive_photograph_of_a_good_camera_is_not() -> None:

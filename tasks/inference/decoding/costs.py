@@ -15,7 +15,8 @@ PIXELS = 40_000_000  # one and a half seconds of a PNG, and 300 MB while its col
 JPEG_WORK = 1_000_000_000  # pixels times scans: one to two seconds
 LARGEST_SCANS = 16_000_000  # bytes of a JPEG in more than one scan; its markers are not looked for
 PIECES = 10_000  # chunks of a PNG, or blocks of a GIF before its first picture: Python goes through them
-MOST_VALUES = 1_000_000  # of a TIFF's tag, which become objects of Python
+MOST_VALUES = 100_000  # of a TIFF's tag, which become objects of Python; a million strips took 7 seconds
+_BYTES = (1, 2, 6, 7)  # types of TIFF that become one string however long they are
 RUN_LENGTH_BYTES, RUN_LENGTH_PIXELS = 2_000_000, 8_000_000  # of a BMP whose runs Pillow decodes in Python
 JUNK = 100_000  # bytes between a JPEG's segments, which Pillow passes over one by one
 _START_OF_SCAN = 0xDA
@@ -96,8 +97,11 @@ def _tiff(data: bytes) -> bool:
     """Whether a tile is larger than a picture should be, or there are very many tags, or values of one."""
     sides = {TILE_WIDTH: 0, TILE_HEIGHT: 0}
     try:
-        for number, (tag, count, value) in enumerate(tiff_entries(data)):
-            if number == MOST_TAGS or MOST_VALUES < count <= len(data):  # what goes beyond the file is passed over
+        for number, (tag, kind, count, value) in enumerate(tiff_entries(data)):
+            has_many = kind not in _BYTES and MOST_VALUES < count <= len(
+                data
+            )  # what goes beyond the file is passed over
+            if number == MOST_TAGS or has_many:
                 return True
             if tag in sides:
                 sides[tag] = max(sides[tag], value)

@@ -66,13 +66,13 @@ def _webp(data: bytes) -> Size | None:
 
 def _tiff(data: bytes) -> Size | None:
     found: dict[int, int] = {}
-    for tag, _, value in islice(tiff_entries(data), MOST_TAGS):
+    for tag, _, _, value in islice(tiff_entries(data), MOST_TAGS):
         found.setdefault(tag, value)  # of two that contradict each other Pillow takes the first
     return (found[WIDTH], found[HEIGHT]) if WIDTH in found and HEIGHT in found else None
 
 
-def tiff_entries(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """(tag, how many values, the first where it stands in the entry itself) of a TIFF's first directory."""
+def tiff_entries(data: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """(tag, type, how many values, the first where it stands in the entry itself) of a TIFF's first directory."""
     big = data[:4] in _BIG_TIFF_ORDERS
     order = _BIG_TIFF_ORDERS.get(data[:4]) or _TIFF_ORDERS.get(data[:4])
     if order is None:
@@ -86,4 +86,4 @@ def tiff_entries(data: bytes) -> Iterator[tuple[int, int, int]]:
     for place in range(at, min(at + number * entry.size, len(data) - entry.size + 1), entry.size):
         tag, kind, count, value = entry.unpack_from(data, place)
         width = _TIFF_VALUES.get(kind, 0)
-        yield tag, count, int.from_bytes(value[:width], "little" if order == "<" else "big")
+        yield tag, kind, count, int.from_bytes(value[:width], "little" if order == "<" else "big")
