@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from botocore.config import Config
@@ -11,7 +13,9 @@ from botocore.config import Config
 from tasks.inference import reading
 from tasks.storage import gets, s3
 from tests.faults.fake_s3.control import FakeS3, serving_fake_s3
+from tests.faults.scene import IMAGES, Make, Scene, image_of
 from tests.pictures import write_small_bundle
+from tests.runner import Runner
 
 
 @pytest.fixture(scope="session")
@@ -51,3 +55,34 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (gets, s3):
         monkeypatch.setattr(module, "READ_SECONDS", 0.3)
         monkeypatch.setattr(module, "CONNECT_SECONDS", 0.2)
+
+
+@pytest.fixture(scope="session")
+def calm_rows(
+    fake_server: FakeS3, home: Path, small_bundle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """What an undisturbed run over the bucket of every scene leaves."""
+    for number in range(IMAGES):
+        fake_server.put("calm", *image_of(number))
+    url = f"sqlite:///{tmp_path_factory.mktemp('calm') / 'calm.db'}"
+    runner = Runner(home, url, dict(fake_server.settings), images="s3://calm/", model=str(small_bundle))
+    runner.run()
+    assert len(runner.predictions()) == IMAGES
+    return runner.predictions()
+
+
+@pytest.fixture
+def make(fake: FakeS3, home: Path, tmp_path: Path, small_bundle: Path, calm_rows: dict[str, Any]) -> Make:
+    """A scene over a database of its own."""
+
+    def scene(database_url: str | None = None, **settings: Any) -> Scene:
+        bucket = f"photos-{uuid.uuid4().hex[:8]}"
+        for number in range(IMAGES):
+            fake.put(bucket, *image_of(number))
+        url = database_url or f"sqlite:///{tmp_path / 'cache.db'}"
+        all_settings = {**fake.settings, "readers": 8, **settings}
+        runner = Runner(home, url, all_settings, images=f"s3://{bucket}/", model=str(small_bundle), commit_images=8)
+        fake.reset()
+        return Scene(fake, bucket, runner, calm_rows)
+
+    return scene

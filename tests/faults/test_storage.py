@@ -5,87 +5,17 @@ from __future__ import annotations
 import time
 import urllib.error
 import urllib.request
-import uuid
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tasks import road
 from tasks.errors import ConfigurationError, GlobalFault, TransientStorageError
 from tasks.storage import s3
-from tests.faults.fake_s3.control import FakeS3
-from tests.faults.oracle import settle
-from tests.faults.record import record
+from tests.faults.scene import IMAGES, Make, image_of
 from tests.pictures import picture
-from tests.runner import Runner, outcomes
+from tests.runner import outcomes
 
 pytestmark = pytest.mark.usefixtures("impatient")
-
-IMAGES = 24
-
-
-def image_of(number: int) -> tuple[str, bytes]:
-    """A key and its picture; every fourth is a JPEG, which decodes whatever bit of it is wrong."""
-    form = "PNG" if number % 4 else "JPEG"
-    return f"{number:05d}.{form.lower()}", picture(number, (64, 48), form)
-
-
-@dataclass
-class Scene:
-    """A filled bucket, a pipeline over it, and the rows of a run that nobody disturbed."""
-
-    fake: FakeS3
-    bucket: str
-    runner: Runner
-    calm: dict[str, Any]
-
-    def settle(self, name: str, injected: int, answer: str) -> None:
-        """Without faults from here on: one clean run, and all that must be true. The fault is written down."""
-        self.fake.reset()
-        settled = settle(self.runner, self.calm)
-        record("storage", name, injected=injected, answer=answer, lost=settled.lost, doubled=settled.doubled)
-
-    def failures(self) -> dict[str, str]:
-        """{key: reason} of the quarantine."""
-        return {row["key"]: row["reason"] for row in self.runner.rows("SELECT key, reason FROM v_failure")}
-
-
-Make = Callable[..., Scene]
-
-
-@pytest.fixture(scope="module")
-def calm_rows(
-    fake_server: FakeS3, home: Path, small_bundle: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Any]:
-    """What an undisturbed run over the bucket of every scene leaves."""
-    for number in range(IMAGES):
-        fake_server.put("calm", *image_of(number))
-    url = f"sqlite:///{tmp_path_factory.mktemp('calm') / 'calm.db'}"
-    runner = Runner(home, url, dict(fake_server.settings), images="s3://calm/", model=str(small_bundle))
-    runner.run()
-    assert len(runner.predictions()) == IMAGES
-    return runner.predictions()
-
-
-@pytest.fixture
-def make(fake: FakeS3, home: Path, tmp_path: Path, small_bundle: Path, calm_rows: dict[str, Any]) -> Make:
-    """A scene over a database of its own."""
-
-    def scene(database_url: str | None = None, **settings: Any) -> Scene:
-        bucket = f"photos-{uuid.uuid4().hex[:8]}"
-        for number in range(IMAGES):
-            fake.put(bucket, *image_of(number))
-        url = database_url or f"sqlite:///{tmp_path / 'cache.db'}"
-        all_settings = {**fake.settings, "readers": 8, **settings}
-        runner = Runner(home, url, all_settings, images=f"s3://{bucket}/", model=str(small_bundle), commit_images=8)
-        fake.reset()
-        return Scene(fake, bucket, runner, calm_rows)
-
-    return scene
-
 
 # What passes: the object is read again, and nothing is quarantined
 
@@ -302,20 +232,3 @@ def test_what_is_overwritten_after_the_listing_is_stored_as_it_was_read(make: Ma
     scene.settle(
         "overwritten after the listing", len(changed), "412: read again, and stored under the ETag that was read"
     )
-
-
-def test_a_key_that_appears_behind_the_cursor_is_found_by_the_next_run(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(s3, "PAGE_OBJECTS", 5)
-    scene = make()
-    late = picture(77)
-    rule = scene.fake.strike("changes", operation="list", skip=2, times=1, put={"00000-late.png": late})
-
-    assert outcomes(scene.runner.run()) == {"predicted": IMAGES}
-    assert "00000-late.png" not in scene.runner.predictions()
-    struck = scene.fake.struck(rule)
-    assert outcomes(scene.runner.run()) == {"cached": IMAGES, "predicted": 1}
-
-    assert "00000-late.png" in scene.runner.predictions()
-    scene.settle("key behind the cursor", struck, "predicted by the next run")
