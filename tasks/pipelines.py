@@ -110,6 +110,10 @@ def _model_uri(value: str) -> str:
             f"{scheme[1]}: is no scheme of a model; expected torchvision:NAME, timm:NAME, bundle:NAME, s3://BUCKET/PREFIX or "
             "a folder (./ before a folder whose name holds a colon)"
         )
+    try:
+        absolute_uri(value, Path("/"))
+    except ConfigurationError as error:
+        raise ValueError(str(error).rstrip(".")) from None
     return value
 
 

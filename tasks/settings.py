@@ -53,7 +53,7 @@ class Settings(BaseSettings):
     queue_mib: Annotated[int, Field(ge=1)] = Field(
         256, description="MiB of files and pixels that wait between the stages of one worker."
     )
-    cost_per_hour: Annotated[float, Field(ge=0)] | None = Field(
+    cost_per_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
         None, description="What an hour of a worker costs, in dollars: estimates are made with it."
     )
     ray_address: Annotated[str, Field(pattern=r"^(auto|(ray://)?[^\s/]+:\d{1,5})$")] | None = Field(
