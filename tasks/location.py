@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from tasks.errors import ConfigurationError
-from tasks.uris import without_secrets
+from tasks.uris import local_path, without_secrets
 from tasks.window import DateTemplate
 
 
@@ -36,6 +35,8 @@ def parse_location(uri: str) -> Location:
 
     S3 keys may hold `?`, `#` and `%`, so this is no URL parser: all that follows the bucket is the prefix, as it is.
     """
+    if "\0" in uri:
+        raise ConfigurationError(f"The images URI {uri!r} holds a NUL, which no listing takes. Correct it.")
     scheme, separator, rest = uri.partition("://")
     if not separator:
         return _folder(uri)
@@ -60,8 +61,8 @@ def parse_location(uri: str) -> Location:
 def _folder(path: str) -> Location:
     """A folder is its own root; with a date template the root is the last whole folder before the first field."""
     if DateTemplate.of(path) is None:
-        return Location("file", str(Path(path).expanduser().resolve()), "")
+        return Location("file", str(local_path(path).resolve()), "")
     stem, field, rest = path.partition("{{")
     folder, slash, start = stem.rpartition("/")
     prefix = start + field + rest
-    return Location("file", str(Path(folder or slash or ".").expanduser().resolve()), prefix, DateTemplate.of(prefix))
+    return Location("file", str(local_path(folder or slash or ".").resolve()), prefix, DateTemplate.of(prefix))

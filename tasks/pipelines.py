@@ -119,6 +119,10 @@ def _model_uri(value: str) -> str:
         )
     if scheme is not None and scheme[1] == "s3":
         _check_location(value)
+    try:
+        absolute_uri(value, Path("/"))
+    except ConfigurationError as error:
+        raise ValueError(str(error).rstrip(".")) from None
     return value
 
 

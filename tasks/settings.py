@@ -57,7 +57,7 @@ class Settings(BaseSettings):
     max_image_mib: Annotated[int, Field(ge=1)] = Field(
         512, description="MiB of an object that is still read; a larger one is quarantined as too_many_bytes."
     )
-    cost_per_hour: Annotated[float, Field(ge=0)] | None = Field(
+    cost_per_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
         None, description="What an hour of a worker costs, in dollars: estimates are made with it."
     )
     ray_address: Annotated[str, Field(pattern=r"^(auto|(ray://)?[^\s/]+:\d{1,5})$")] | None = Field(

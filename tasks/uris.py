@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from urllib.parse import quote, unquote_plus
 
+from tasks.errors import ConfigurationError
+
 # In front of the name of a model that ./afterimage models keeps.
 KEPT = "bundle:"
 
@@ -38,4 +40,16 @@ def without_secrets(text: str) -> str:
 
 
 def _absolute(uri: str, base: Path) -> str:
-    return os.path.normpath(base / Path(uri).expanduser()) + ("/" if uri.endswith("/") else "")
+    return os.path.normpath(base / local_path(uri)) + ("/" if uri.endswith("/") else "")
+
+
+def local_path(path: str) -> Path:
+    """A path as a person writes it, with `~` for a home. Raises ConfigurationError where there can be no such path."""
+    if "\0" in path:
+        raise ConfigurationError(f"{path!r} holds a NUL, which no path has. Correct it.")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigurationError(
+            f"{path!r} begins with the home of somebody whom this machine does not know. Write the whole path."
+        ) from None

@@ -7,6 +7,7 @@ cannot disagree. Nothing here reads a clock.
 from __future__ import annotations
 
 import re
+from calendar import monthrange
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -46,11 +47,19 @@ class Window:
         """The UTC days that the window touches; both sides must be set."""
         if self.start is None or self.end is None:
             raise ValueError("an open window has no list of days")
-        count = (self.end - timedelta(microseconds=1)).date().toordinal() - self.start.date().toordinal() + 1
+        count = _last_day(self.end).toordinal() - self.start.date().toordinal() + 1
         return [self.start.date() + timedelta(days=i) for i in range(count)]
 
 
+def _last_day(end: datetime) -> date:
+    """The day of the last moment before the end of a window."""
+    return (end - timedelta(microseconds=1)).date() if end > _FIRST else date.min
+
+
 EVERYTHING = Window()
+
+_FIRST = datetime.min.replace(tzinfo=UTC)
+"""The first moment that there is: nothing can be subtracted from it."""
 
 
 def resolve(
@@ -83,7 +92,7 @@ def resolve(
     if run_type == BACKFILL:
         return _checked(start, end)
     if run_type == SCHEDULED and templated:
-        return _checked(start - timedelta(days=lookback_days), end)
+        return _checked(start - min(timedelta(days=lookback_days), start - _FIRST), end)
     return EVERYTHING
 
 
@@ -164,7 +173,7 @@ class DateTemplate:
         if first is None or last is None:
             return False
         after_start = window.start is None or last >= window.start.date()
-        before_end = window.end is None or first <= (window.end - timedelta(microseconds=1)).date()
+        before_end = window.end is None or first <= _last_day(window.end)
         return after_start and before_end
 
     def _pattern(self) -> re.Pattern[str]:
@@ -195,7 +204,6 @@ def _span(fields: Mapping[str, str]) -> tuple[date | None, date | None]:
         first = date(year, month or 1, day or 1)
         if day:
             return first, first
-        following = date(year + 1, 1, 1) if not month or month == 12 else date(year, month + 1, 1)
-        return first, following - timedelta(days=1)
+        return first, date(year, month or 12, monthrange(year, month or 12)[1])
     except ValueError:
         return None, None

@@ -123,13 +123,17 @@ def _named(engine: Engine) -> Iterator[None]:
 def _parse(url: str) -> URL:
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # ValueError: a port that is no number.
         raise ConfigurationError(
             "AFTERIMAGE_DATABASE is not a database URL. Write sqlite:////path/file.db or postgresql://user:password@host/name."
         ) from None
     if parsed.drivername in ("postgres", "postgresql", "postgresql+psycopg2"):
         parsed = parsed.set(drivername="postgresql+psycopg")
-    if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+    if parsed.get_backend_name() == "sqlite" and (parsed.host or parsed.username or parsed.password or parsed.port):
+        raise ConfigurationError(
+            "AFTERIMAGE_DATABASE names a host, and SQLite is a file. Write sqlite:////path/file.db with all slashes."
+        )
+    if parsed.drivername not in ("sqlite", "sqlite+pysqlite", "postgresql+psycopg"):
         raise ConfigurationError(f"AFTERIMAGE_DATABASE names {parsed.drivername!r}. Use sqlite or postgresql.")
     if "@" in (parsed.host or ""):  # What stands before it is the end of a password, and hosts are in messages.
         raise ConfigurationError("AFTERIMAGE_DATABASE holds an @ before the host's. Write it as %40 in the password.")
@@ -139,8 +143,13 @@ def _parse(url: str) -> URL:
 def _sqlite(url: URL) -> Engine:
     if url.database and url.database != ":memory:":
         # Absolute, so that two processes in different folders see that they mean different files.
-        url = url.set(database=str(Path(url.database).resolve()))
-        Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            url = url.set(database=str(Path(url.database).resolve()))
+            Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(
+                f"AFTERIMAGE_DATABASE names the file {url.database!r}, whose folder cannot be made: {error}. Name another one."
+            ) from None
     engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT.total_seconds(), "isolation_level": None})
     engine = engine.execution_options(schema_translate_map={SCHEMA: None})
     event.listen(engine, "connect", _configure_sqlite)

@@ -94,6 +94,10 @@ def read_bundle(folder: Path) -> Bundle:
         raise ModelError(
             f"{manifest} does not exist. Point `model` at a bundle folder, or at torchvision:NAME."
         ) from None
+    except OSError as error:
+        raise ModelError(
+            f"{manifest} cannot be read: {error.strerror}. Make it a file that this user may read."
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ModelError(f"{manifest} is not valid TOML: {error}. Mend that line.") from None
     from tasks.models.manifest import check_manifest
@@ -125,6 +129,8 @@ def read_labels(path: Path) -> tuple[str, ...]:
         labels = tuple(path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n"))
     except FileNotFoundError:
         raise ModelError(f"{path} does not exist. Write one label a line, in the order of the outputs.") from None
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}. Make it a file that this user may read.") from None
     except UnicodeDecodeError as error:
         raise ModelError(f"{path} is not UTF-8: {error}. Save it as UTF-8.") from None
     blank = [number for number, label in enumerate(labels, 1) if not label.strip()]

@@ -10,12 +10,20 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from tasks.errors import ModelError
 from tasks.models.spec import GRAPHS, NEWEST, Channels, ModelSpec, Option, Policy, Precision, Preprocessing
 
-FileName = Annotated[str, Field(pattern=r"^[^/\\]+$")]
+
+def _beside_the_manifest(name: str) -> str:
+    """The name of a file in the bundle's folder, as long as file systems allow."""
+    if name in (".", "..") or len(name.encode()) > 255:
+        raise ValueError("expected the name of a file in the bundle's folder, of at most 255 bytes")
+    return name
+
+
+FileName = Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f]+$"), AfterValidator(_beside_the_manifest)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 

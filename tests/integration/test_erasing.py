@@ -19,6 +19,7 @@ from tasks.cache.erasing import Erased, Target
 from tasks.errors import ConfigurationError
 from tasks.storage.base import Blob
 from tasks.storage.local import LocalStore
+from tests.database_roles import as_owner
 from tests.faults.oracle import settle
 from tests.pictures import picture, write_pictures, write_small_bundle
 from tests.runner import Runner, outcomes
@@ -63,7 +64,7 @@ def sha(data: bytes) -> bytes:
 
 
 def erase(runner: Runner, *, block: bool = False, dry_run: bool = False, **target: Any) -> Erased:
-    engine = connect(runner.settings.database_url)
+    engine = connect(as_owner(runner.settings.database_url))
     try:
         return erasing.erase(engine, Target(**target), block=block, dry_run=dry_run)
     finally:
@@ -71,7 +72,7 @@ def erase(runner: Runner, *, block: bool = False, dry_run: bool = False, **targe
 
 
 def lift(runner: Runner, **target: Any) -> int:
-    engine = connect(runner.settings.database_url)
+    engine = connect(as_owner(runner.settings.database_url))
     try:
         return erasing.unblock(engine, Target(**target))
     finally:

@@ -10,8 +10,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tasks.tables import cell, write_csv
 
@@ -45,19 +43,6 @@ def test_text_that_a_spreadsheet_would_execute_gets_an_apostrophe(start: str) ->
 )
 def test_other_values_stay_what_they_are(value: Any, expected: str) -> None:
     assert cell(value) == expected
-
-
-@given(st.lists(st.text(st.characters(codec="utf-8")), min_size=1))
-def test_any_key_comes_back_from_a_csv_reader(keys: list[str]) -> None:
-    out = io.StringIO(newline="")
-    csv.writer(out).writerows([[cell(key), cell(1)] for key in keys])
-    found = [row[0] for row in parsed(out.getvalue())]
-    assert [_as_it_was(text) for text in found] == keys
-    assert not any(text.startswith(FORMULAS) for text in found)
-
-
-def _as_it_was(text: str) -> str:
-    return text[1:] if text.startswith("'") and text.lstrip("'").startswith(FORMULAS) else text
 
 
 def test_rows_are_written_as_they_come(capsys: pytest.CaptureFixture[str]) -> None:

@@ -173,3 +173,8 @@ def test_an_empty_page_does_not_end_the_listing() -> None:
     pages = list(islice(list_pages(store, parse_location("s3://bucket/"), EVERYTHING, IMAGES), 2))
 
     assert [(len(page.images), page.ignored) for page in pages] == [(0, 2), (1, 0)]
+
+
+@pytest.mark.parametrize("key", ["a\0b.jpg", "\ud800.jpg"])
+def test_a_key_that_no_database_can_hold_is_ignored_and_the_page_goes_on(key: str) -> None:
+    assert listed(on_days("a.jpg", key, "z.jpg"), "s3://bucket/") == (["a.jpg", "z.jpg"], 1)

@@ -275,6 +275,26 @@ def test_labels_that_are_not_utf8_are_refused(folder: Path) -> None:
     assert "labels.txt is not UTF-8" in refusal(lambda: read_bundle(folder))
 
 
+@pytest.mark.parametrize("name", ["..", ".", "a/b", "x" * 256, "\\u0000", "a\\nb"])
+@pytest.mark.parametrize("key", ["labels", "weights"])
+def test_a_file_of_a_bundle_has_a_name_in_its_folder(folder: Path, key: str, name: str) -> None:
+    manifest = folder / "model.toml"
+    lines = [line for line in manifest.read_text().splitlines() if not line.startswith(f"{key} =")]
+    manifest.write_text(f'{key} = "{name}"\n' + "\n".join(lines))
+
+    assert f"{manifest}: {key} = " in refusal(lambda: read_bundle(folder))
+
+
+def test_a_folder_in_place_of_a_file_is_refused(folder: Path) -> None:
+    (folder / "labels.txt").unlink()
+    (folder / "labels.txt").mkdir()
+    assert f"{folder / 'labels.txt'} cannot be read: Is a directory" in refusal(lambda: read_bundle(folder))
+
+    (folder / "model.toml").unlink()
+    (folder / "model.toml").mkdir()
+    assert f"{folder / 'model.toml'} cannot be read: Is a directory" in refusal(lambda: read_bundle(folder))
+
+
 @pytest.mark.parametrize("labels", [LABELS[:3], (*LABELS, "white")])
 def test_another_number_of_labels_than_outputs_is_refused(
     folder: Path, settings: Settings, labels: tuple[str, ...]

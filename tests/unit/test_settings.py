@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tasks.cache.database import connect
 from tasks.errors import ConfigurationError
 from tasks.pipelines import RASTER_SUFFIXES, Pipeline, find_pipeline, load_pipelines
 from tasks.settings import PROJECT, load_settings
@@ -330,3 +331,34 @@ def test_secrets_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_settings_cannot_be_changed_afterwards() -> None:
     with pytest.raises(ValueError, match="frozen"):
         load_settings().readers = 3  # type: ignore[misc]
+
+
+def test_a_path_that_no_machine_has_is_refused_with_its_place(file: Path) -> None:
+    for line in ('images = "a\\u0000b"', 'images = "s3://bucket/a\\u0000b"', 'images = "~nobody-has-this-name/x"'):
+        message = refusal(file, f'[photos]\n{line}\nmodel = "torchvision:resnet18"\n')
+        assert message.startswith(f"{file}: [photos] images = ")
+    for model in ("a\\u0000b", "~nobody-has-this-name/x"):
+        message = refusal(file, f'[photos]\nimages = "s3://bucket/"\nmodel = "{model}"\n')
+        assert message.startswith(f"{file}: [photos] model = ")
+
+
+def test_an_hour_costs_no_infinity_of_dollars() -> None:
+    for value in ("inf", "nan"):
+        with pytest.raises(ConfigurationError, match="AFTERIMAGE_COST_PER_HOUR is "):
+            load_settings(cost_per_hour=value)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("postgresql://me:canary-4711@host:port/x", "not a database URL"),
+        ("postgresql+nothing://me:canary-4711@host/x", "names 'postgresql\\+nothing'"),
+        ("sqlite://me:canary-4711@host/x.db", "SQLite is a file"),
+        ("sqlite:///a\0b", "cannot be made: embedded null byte"),
+        ("sqlite:////proc/nowhere/x.db", "cannot be made: .*Name another one"),
+    ],
+)
+def test_a_url_that_is_no_database_is_refused_without_its_password(url: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message) as refused:
+        connect(url)
+    assert "canary-4711" not in str(refused.value)

@@ -294,3 +294,19 @@ def test_moments_of_airflows_own_class_are_taken_as_they_are() -> None:
     start, end = pendulum.datetime(2026, 3, 2), pendulum.datetime(2026, 3, 3)
     window = resolve(run_type="scheduled", data_interval_start=start, data_interval_end=end, templated=True)
     assert window == Window(datetime(2026, 2, 27, tzinfo=UTC), datetime(2026, 3, 3, tzinfo=UTC))
+
+
+@pytest.mark.parametrize("text", ["{{ year }}/", "{{ year }}/{{ month }}/"])
+def test_the_last_year_that_there_is_has_its_days(text: str) -> None:
+    template = DateTemplate(text)
+    assert template.matches(template.render(date(9999, 12, 31)) + "a.png", EVERYTHING)
+
+
+def test_before_the_first_day_there_is_no_look_back() -> None:
+    interval = {"data_interval_start": datetime(1, 1, 2), "data_interval_end": datetime(1, 1, 3)}
+    found = resolve(run_type="scheduled", templated=True, lookback_days=3, **interval)
+    assert found == Window(datetime(1, 1, 1, tzinfo=UTC), datetime(1, 1, 3, tzinfo=UTC))
+
+
+def test_a_window_that_ends_at_the_first_moment_judges_keys_without_an_error() -> None:
+    assert not DateTemplate("{{ ds }}/").matches("2026-03-01/a.png", resolve(run_type="cli", window_end="0001-01-01"))

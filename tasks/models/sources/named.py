@@ -25,6 +25,7 @@ from tasks.models.bundle import Bundle, read_labels, write_bundle
 from tasks.models.fingerprint import file_digest
 from tasks.models.sources.filling import fill_once
 from tasks.models.spec import ModelSpec, Option, Preprocessing
+from tasks.uris import local_path
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -123,7 +124,7 @@ def _parse(uri: str) -> Wanted:
 
 
 def _file(uri: str, name: str, what: str) -> Path:
-    file = Path(name).expanduser()
+    file = local_path(name)
     if not file.is_file():
         raise ModelError(f"{uri!r}: the file {file} does not exist. Give the path of a {what}.")
     return file
