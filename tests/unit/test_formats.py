@@ -318,3 +318,13 @@ def test_a_bmp_or_big_tiff_that_ends_within_its_header_is_truncated(form: str) -
     data = encoded(square(), form, **({"big_tiff": True} if form == "TIFF" else {}))
 
     assert {refused(data[:length]).reason for length in range(12, 24)} == {"truncated"}
+
+
+@pytest.mark.parametrize(("place", "value"), [(14, 66), (28, 2), (30, 6)])
+def test_a_kind_of_bmp_that_pillow_does_not_read_is_unsupported(place: int, value: int) -> None:
+    """Another header, 2 bits a pixel, another compression: nothing is damaged, and uploading it again is no help."""
+    data = bytearray(encoded(square(), "BMP"))
+    data[place : place + 2] = struct.pack("<H", value)
+
+    assert refused(bytes(data)).reason == "unsupported_format"
+    assert "Save it as" in str(refused(bytes(data)))
