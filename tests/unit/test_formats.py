@@ -218,6 +218,22 @@ def test_colour_profiles_are_passed_over(form: str, profile: str) -> None:
     )
 
 
+@pytest.mark.parametrize("damage", ["swapped", "missing", "doubled"])
+def test_wrong_restart_markers_are_got_over_as_every_viewer_does(damage: str) -> None:
+    whole = encoded(square(), "JPEG", restart_marker_blocks=1)
+    assert whole.count(b"\xff\xd0") == whole.count(b"\xff\xd1") == 1
+    data = {
+        "swapped": whole.replace(b"\xff\xd0", b"\xff\xd7").replace(b"\xff\xd1", b"\xff\xd0"),
+        "missing": whole.replace(b"\xff\xd1", b""),
+        "doubled": whole.replace(b"\xff\xd1", b"\xff\xd1\xff\xd1"),
+    }[damage]
+
+    found = decode(data, SPEC)
+
+    np.testing.assert_array_equal(found, stored(Image.open(io.BytesIO(data))))
+    assert not np.array_equal(found, decode(whole, SPEC))
+
+
 def zipped() -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
@@ -289,7 +305,7 @@ def test_a_gif_whose_first_picture_is_larger_than_its_screen_is_judged_by_the_pi
     """What the header does not say, Pillow finds out before it decodes; up to twice its limit it only warns."""
     data = b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0, 0, 0) + b"," + struct.pack("<HHHHB", 0, 0, *size, 0)
 
-    assert MAX_PIXELS < size[0] * size[1]
+    assert size[0] * size[1] > MAX_PIXELS
     assert refused(data + b"\x08\x01\x00\x00;").reason == "too_many_pixels"
 
 
