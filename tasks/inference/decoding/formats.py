@@ -9,7 +9,7 @@ from tasks.errors import ImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
-# What begins so and is not recognised ends within its header, or is damaged there.
+# What begins so and is not recognised ends within its header, or has one that Pillow cannot make sense of.
 _OURS = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF.{4}WEBP|II[*+]\x00|MM\x00[*+]|BM.{4}\x00\x00\x00\x00", re.DOTALL
 )
@@ -42,7 +42,8 @@ _OTHERS = {
 def unidentified(data: bytes) -> ImageError:
     """What is to be said of bytes that no decoder here knows."""
     if _OURS.match(data):
-        return ImageError("truncated", f"The file ends within its header, after {len(data):,} bytes. Upload it again.")
+        what = f"The file's header is damaged or ends too early ({len(data):,} bytes in all)"
+        return ImageError("truncated", f"{what}. Upload it again, or save it anew.")
     start = data[:64].removeprefix(codecs.BOM_UTF8).lstrip()
     for pattern, name in _OTHERS.items():
         if pattern.match(data) or pattern.match(start):

@@ -136,7 +136,7 @@ def decode(data: bytes, spec: Preprocessing) -> npt.NDArray[np.uint8]:
     except (ImageError, MemoryError):
         raise
     except Exception as error:  # Pillow's plugins raise anything from SyntaxError to struct.error on broken files.
-        raise ImageError("truncated", f"The file is damaged: {error}. Upload it again.") from None
+        raise _broken(error) from None
 
 
 def _check_size(size: tuple[int, int]) -> None:
@@ -189,6 +189,16 @@ def _crop(image: Image.Image, spec: Preprocessing) -> Image.Image:
     if where.size != image.size:
         image = image.resize(where.size, _FILTERS[spec.interpolation])
     return image.crop((where.left, where.top, where.left + spec.crop, where.top + spec.crop))
+
+
+def _broken(error: Exception) -> ImageError:
+    """Pillow says of whole files too that it has no decoder for their kind, in BMP above all."""
+    if str(error).startswith("Unsupported"):
+        others = "JPEG, PNG or WebP"
+        return ImageError(
+            "unsupported_format", f"Pillow does not read this kind of file: {error}. Save it as {others}."
+        )
+    return ImageError("truncated", f"The file is damaged: {error}. Upload it again.")
 
 
 def _too_many(found: str) -> str:
