@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import botocore.session  # noqa: F401  modules that are imported under the patch of `one_attempt` would keep it
 import pytest
 from botocore.config import Config
 
@@ -20,6 +21,5 @@ def server() -> Iterator[Server]:
 @pytest.fixture
 def one_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
     """boto3 asks once, so that no test waits for its pauses."""
-    monkeypatch.setattr(
-        "botocore.config.Config", lambda **options: Config(**options | {"retries": {"total_max_attempts": 1}})
-    )
+    retries = {"mode": "standard", "total_max_attempts": 1}
+    monkeypatch.setattr("botocore.config.Config", lambda **options: Config(**options | {"retries": retries}))

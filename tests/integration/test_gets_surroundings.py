@@ -16,13 +16,13 @@ import pytest
 import trustme
 from botocore.credentials import RefreshableCredentials
 
-from tasks.errors import TransientStorageError
+from tasks.errors import StorageError, TransientStorageError
 from tasks.settings import load_settings
 from tasks.storage import gets
 from tasks.storage.gets import Address
 from tasks.storage.s3 import S3Store
 from tests.conftest import ROOT, outer_environment
-from tests.s3_server import Server, serve, store_over
+from tests.s3_server import Answer, Server, serve, store_over
 
 
 @pytest.mark.parametrize(
@@ -229,6 +229,7 @@ def behind_tls(server: Server, authority: trustme.CA) -> Iterator[str]:
     authority.issue_cert("localhost").configure_cert(context)
     with serve(context) as secure:
         secure.asked = server.asked
+        secure.answer = lambda request: server.answer(request)
         yield secure.endpoint.replace("http://127.0.0.1", "https://localhost")
 
 
@@ -254,3 +255,21 @@ def test_whom_boto3_trusts_obstore_trusts(
         with pytest.raises(TransientStorageError, match="CERTIFICATE_VERIFY_FAILED"):
             store_over(endpoint).read("a.png", "abc")
     assert len(server.asked) == 1
+
+
+@pytest.mark.usefixtures("one_attempt")
+def test_a_store_behind_tls_cannot_send_anybody_to_plain_http(
+    server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Such as a cloud's metadata service. obstore follows redirects, boto3 only those to another region of S3."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ours.pem")
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "ours.pem"))
+    with serve() as inner, behind_tls(server, authority) as endpoint:
+        location = {"Location": f"{inner.endpoint}/bucket/a.png"}
+        server.answer = lambda _request: Answer(307, b"", location)
+        with pytest.raises(StorageError):
+            store_over(endpoint).read("a.png", None)
+
+    assert server.clients == ["obstore", "boto3"]
+    assert inner.asked == []
