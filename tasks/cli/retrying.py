@@ -10,9 +10,10 @@ import typer
 
 from tasks.cache.quarantine import mark_due
 from tasks.cache.runs import RunKey
+from tasks.cli.options import AsJson, Database, settings_of
 from tasks.pipelines import Pipeline, find_pipeline, load_pipelines
 from tasks.plan import RunRequest
-from tasks.settings import Settings, load_settings
+from tasks.settings import Settings
 from tasks.window import RETRY
 
 STILL_FAILING = 1
@@ -25,14 +26,14 @@ def retry(
     mark_only: Annotated[
         bool, typer.Option("--mark-only", help="Leave the work to the next run that lists them.")
     ] = False,
-    database: Annotated[str | None, typer.Option(help="URL of the cache; default: AFTERIMAGE_DATABASE.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else.")] = False,
+    database: Database = None,
+    as_json: AsJson = False,
 ) -> None:
     """Try images in quarantine again: all that may succeed, or those of a reason or a key."""
     from tasks import road
     from tasks.location import parse_location
 
-    settings = load_settings() if database is None else load_settings(database=database)
+    settings = settings_of(database)
     pipelines = load_pipelines(settings.pipelines) if name is None else {name: find_pipeline(settings.pipelines, name)}
     source = None if name is None else parse_location(pipelines[name].images).source(settings.s3_endpoint)
     marked = mark_due(road.open_cache(settings), reason, key, source)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tasks import road
-from tasks.cache import commits, erasing
+from tasks.cache import commits, erasing, quarantine
 from tasks.cache.database import connect, is_sqlite, reading, writing
 from tasks.cache.erasing import Erased, Target
 from tasks.errors import ConfigurationError
@@ -392,7 +392,7 @@ def test_failures_that_may_pass_are_not_tried_again_for_what_is_blocked(
 
     with monkeypatch.context() as patched:
         patched.setattr(LocalStore, "read", refuse)
-        patched.setattr(commits, "retry_delay", lambda _attempts: timedelta(seconds=-1))
+        patched.setattr(quarantine, "retry_delay", lambda _attempts: timedelta(seconds=-1))
         assert outcomes(make_here().run()) == {"predicted": 6, "failed": 2}
     assert removed(erase(make_here(), key=KEY, block=True)) == {"failure": 1, "work_item": 1}
     assert outcomes(make_here().run()) == {"cached": 6, "known_bad": 1, "predicted": 1}
