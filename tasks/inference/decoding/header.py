@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 BASELINE = 0xC0
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the gaps are tables, not frames
 APP1 = 0xE1  # EXIF and XMP
-_START_OF_SCAN, _APP14 = 0xDA, 0xEE
+START_OF_SCAN, _APP14 = 0xDA, 0xEE
 _END_OF_IMAGE = 0xD9
-_SEQUENTIAL = (0xC0, 0xC1, 0xC9)  # a first scan that holds all components is the only one that is read
+SEQUENTIAL = (0xC0, 0xC1, 0xC9)  # a first scan that holds all components is the only one that is read
 _NEXT_MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")  # not the zeros and restarts between coded pixels
 MOST_SCANS = 500  # what libjpeg-turbo's own fuzzers stop at; cameras and the web write at most about ten
 _RGB_TRANSFORM = 0  # Adobe's mark for three components that are RGB as they stand
@@ -74,7 +74,7 @@ def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
             at += 1
             continue
         end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        if marker == _START_OF_SCAN or end > len(data):
+        if marker == START_OF_SCAN or end > len(data):
             return
         yield marker, at + 4, end
         at = end
@@ -89,9 +89,9 @@ def scans(data: bytes) -> int:
     for marker, at, _ in markers(data):
         if marker in FRAMES and not frame:
             frame, parts = marker, data[at + 5] if at + 5 < len(data) else 0
-        if marker == _START_OF_SCAN:
+        if marker == START_OF_SCAN:
             count += 1
-            is_whole = frame in _SEQUENTIAL and at < len(data) and data[at] >= parts
+            is_whole = frame in SEQUENTIAL and at < len(data) and data[at] >= parts
             if is_whole or count > MOST_SCANS:
                 return count
     return count
