@@ -191,7 +191,6 @@ class S3Store:
             ParamValidationError,
             PartialCredentialsError,
         )
-        from botocore.parsers import ResponseParserError
 
         if isinstance(error, ClientError):
             raise _client_error(error, what, self.bucket) from error
@@ -204,9 +203,7 @@ class S3Store:
             raise ConfigurationError(
                 f"{what!r} is no address in S3. Correct `images`: a bucket's name has letters, digits, dots and hyphens."
             ) from error
-        if isinstance(error, BotoCoreError | ResponseParserError | OSError) or type(error).__module__.startswith(
-            "urllib3"
-        ):
+        if isinstance(error, BotoCoreError | OSError) or type(error).__module__.startswith("urllib3"):
             raise TransientStorageError(
                 f"{what!r}: {error}. It is tried again; check the endpoint if it stays."
             ) from error
