@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from itertools import islice
 
-from tasks.inference.decoding.header import MOST_SCANS, markers, scans
+from tasks.inference.decoding.header import MOST_SCANS, START_OF_SCAN, markers, scans
 from tasks.inference.decoding.sizes import MOST_SEGMENTS, MOST_TAGS, TILE_HEIGHT, TILE_WIDTH, size_of, tiff_entries
 
 PIXELS = 40_000_000  # one and a half seconds of a PNG, and 300 MB while its colours are converted
@@ -19,7 +19,6 @@ MOST_VALUES = 100_000  # of a TIFF's tag, which become objects of Python; a mill
 _BYTES = (1, 2, 6, 7)  # types of TIFF that become one string however long they are
 RUN_LENGTH_BYTES, RUN_LENGTH_PIXELS = 2_000_000, 8_000_000  # of a BMP whose runs Pillow decodes in Python
 JUNK = 100_000  # bytes between a JPEG's segments, which Pillow passes over one by one
-_START_OF_SCAN = 0xDA
 
 
 def is_costly(data: bytes, most_pixels: int) -> bool:
@@ -55,7 +54,7 @@ def _has_a_long_head(data: bytes) -> bool:
     for number, (marker, first, end) in enumerate(islice(markers(data), MOST_SEGMENTS + 1)):
         junk += first - 4 - before
         before = end
-        if marker == _START_OF_SCAN:
+        if marker == START_OF_SCAN:
             return junk > JUNK
         if number == MOST_SEGMENTS:
             return True

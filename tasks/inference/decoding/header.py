@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 BASELINE = 0xC0
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the gaps are tables, not frames
 APP1 = 0xE1  # EXIF and XMP
-_START_OF_SCAN, _APP14 = 0xDA, 0xEE
+START_OF_SCAN, _APP14 = 0xDA, 0xEE
 _END_OF_IMAGE = 0xD9
 _SEQUENTIAL = (0xC0, 0xC1, 0xC9)  # a first scan that holds all components is the only one that is read
 _NEXT_MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")  # not the zeros and restarts between coded pixels
@@ -66,7 +66,7 @@ def _frame(marker: int, body: bytes) -> JpegHeader | None:
 
 
 def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """(marker, first byte, end) of each segment up to the first scan."""
+    """(marker, first byte, end) of each segment up to the first scan, as far as they follow each other as they should."""
     at = 2
     while data[:2] == b"\xff\xd8" and at + 4 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
@@ -74,7 +74,7 @@ def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
             at += 1
             continue
         end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        if marker == _START_OF_SCAN or end > len(data):
+        if marker == START_OF_SCAN or end > len(data):
             return
         yield marker, at + 4, end
         at = end
@@ -89,7 +89,7 @@ def scans(data: bytes) -> int:
     for marker, at, _ in markers(data):
         if marker in FRAMES and not frame:
             frame, parts = marker, data[at + 5] if at + 5 < len(data) else 0
-        if marker == _START_OF_SCAN:
+        if marker == START_OF_SCAN:
             count += 1
             is_whole = frame in _SEQUENTIAL and at < len(data) and data[at] >= parts
             if is_whole or count > MOST_SCANS:
@@ -98,7 +98,10 @@ def scans(data: bytes) -> int:
 
 
 def markers(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """(marker, first byte, end) of each segment up to the end of the image, those between scans too."""
+    """(marker, first byte, end) of each segment up to the end of the image, those between scans too.
+
+    As Pillow and libjpeg find them: over junk between segments, and over a length of less than its own two bytes.
+    """
     at = 2
     while data[:2] == b"\xff\xd8" and (found := _NEXT_MARKER.search(data, at)):
         marker, first = data[found.end() - 1], found.end() + 2
