@@ -160,6 +160,19 @@ def test_an_orientation_behind_padding_counts(compiled: Path) -> None:
     assert np.array_equal(directly(data, wanted, compiled), decode(data, wanted))
 
 
+@pytest.mark.parametrize("odd", [b"\xff\xe1\x00\x00", b"\xff\xfe\x00\x01", b"junk", b"\xff\xd0"])
+def test_an_orientation_behind_an_odd_segment_counts(compiled: Path, odd: bytes) -> None:
+    """make fuzz found it (seed 2027, file 72,261): libjpeg-turbo and Pillow get over a length of 0, and so must the walk."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    plain, wanted = encoded(noise(151, 94), exif=exif), spec(64, 48)
+    data = plain.replace(b"\xff\xe1", odd + b"\xff\xe1", 1)
+
+    assert orientation_of(data) == 6
+    assert np.array_equal(by_policy(data, wanted, compiled), decode(data, wanted))
+    assert not np.array_equal(by_policy(data, wanted, compiled), decode(encoded(noise(151, 94)), wanted))
+
+
 def test_an_orientation_in_xmp_counts_and_one_in_the_pixels_does_not(compiled: Path) -> None:
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF tiff:Orientation="6"></rdf:RDF></x:xmpmeta>'
     data, wanted = encoded(noise(151, 94), xmp=xmp), spec(64, 48)

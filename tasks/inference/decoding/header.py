@@ -66,7 +66,7 @@ def _frame(marker: int, body: bytes) -> JpegHeader | None:
 
 
 def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """(marker, first byte, end) of each segment up to the first scan."""
+    """(marker, first byte, end) of each segment up to the first scan, as far as they follow each other as they should."""
     at = 2
     while data[:2] == b"\xff\xd8" and at + 4 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
@@ -98,7 +98,10 @@ def scans(data: bytes) -> int:
 
 
 def markers(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """(marker, first byte, end) of each segment up to the end of the image, those between scans too."""
+    """(marker, first byte, end) of each segment up to the end of the image, those between scans too.
+
+    As Pillow and libjpeg find them: over junk between segments, and over a length of less than its own two bytes.
+    """
     at = 2
     while data[:2] == b"\xff\xd8" and (found := _NEXT_MARKER.search(data, at)):
         marker, first = data[found.end() - 1], found.end() + 2

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
+from itertools import takewhile
 from math import ceil
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image
 
 from tasks.inference.decoding.geometry import crop_of
-from tasks.inference.decoding.header import APP1, segments
+from tasks.inference.decoding.header import APP1, START_OF_SCAN, markers
 from tasks.inference.decoding.resampling import Resampler
 from tasks.models.bundle import Preprocessing
 
@@ -147,7 +148,8 @@ class JpegDecoder:
 
 def orientation_of(data: bytes) -> int:
     """1 to 8, by EXIF or XMP as Pillow reads them; 1 where neither says anything that makes sense."""
-    told = (data[at:end] for marker, at, end in segments(data) if marker == APP1)
+    before = takewhile(lambda segment: segment[0] != START_OF_SCAN, markers(data))
+    told = (data[at:end] for marker, at, end in before if marker == APP1)
     if not any(segment.startswith(b"Exif") or b"tiff:Orientation" in segment for segment in told):
         return 1
     try:
