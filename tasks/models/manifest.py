@@ -15,7 +15,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from tasks.errors import ModelError
 from tasks.models.spec import GRAPHS, NEWEST, Channels, ModelSpec, Option, Policy, Precision, Preprocessing
 
-FileName = Annotated[str, Field(pattern=r"^[^/\\]+$")]
+# A file of the bundle's own folder; no dot in front, so that it is neither that folder nor the one above.
+FileName = Annotated[str, Field(pattern=r"^[^/\\.\x00-\x1f][^/\\\x00-\x1f]*$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
