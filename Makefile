@@ -6,10 +6,11 @@ VENV := .venv
 UV := $(VENV)/bin/uv
 PY := $(VENV)/bin/python
 BENCH := .venv-bench
+AUDIT := .venv-audit
 JOBS ?= 2
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help demo ui test faults corpus corpus-check fuzz test-scaleout bench lint types format lock clean compose-check
+.PHONY: help demo ui test faults corpus corpus-check fuzz test-scaleout bench lint types format lock audit clean compose-check
 
 help:  ## List the targets
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 16
@@ -74,10 +75,19 @@ lock: $(UV)  ## Pin every package with hashes, for Python 3.11, 3.12 and 3.13
 		--custom-compile-command "make lock" requirements-sbom.in -o requirements-sbom.txt
 	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate \
 		--custom-compile-command "make lock" requirements-bench.in -o requirements-bench.txt
+	$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate \
+		--custom-compile-command "make lock" requirements-audit.in -o requirements-audit.txt
 
 	for extra in nncf pruning timm onnx ray tensorrt; do \
 		$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate \
 			--custom-compile-command "make lock" extras/$$extra.in -o extras/$$extra.txt || exit 1; done
+
+# It asks a public service, so it is no part of make test: there a new report would stop work that has nothing to do with it.
+audit: $(AUDIT)/.installed  ## Ask for known vulnerabilities of every locked package
+	@failed=0; for file in requirements.txt requirements-dev.txt requirements-bench.txt extras/*.txt; do \
+		echo "$$file:"; \
+		$(AUDIT)/bin/pip-audit --strict --progress-spinner off --require-hashes --disable-pip -r $$file || failed=1; done; \
+	test $$failed = 0 || { echo "make audit: a package has a known vulnerability, or the service could not be asked about it: the lines above say which." >&2; exit 1; }
 
 # nncf, pruning, timm, onnx, ray or tensorrt: what each is for stands in extras/NAME.in.
 extra-%: $(VENV)/.installed  ## Install an extra: make extra-nncf
@@ -98,6 +108,11 @@ $(VENV)/.installed: $(UV) requirements.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 	$(UV) pip install -q --python $(PY) --require-hashes -r requirements-dev.txt
+	@touch $@
+
+$(AUDIT)/.installed: $(UV) requirements-audit.txt
+	$(UV) venv -q --allow-existing --python $(PY) $(AUDIT)
+	$(UV) pip install -q --python $(AUDIT)/bin/python --require-hashes -r requirements-audit.txt
 	@touch $@
 
 # The peers need other versions than we do, so they live in an environment of their own.

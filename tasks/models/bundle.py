@@ -103,9 +103,11 @@ def read_bundle(folder: Path) -> Bundle:
     from tasks.models.manifest import check_manifest
 
     spec = check_manifest(manifest, table)
-    for key, name in (("weights", spec.weights), ("network", spec.network)):
+    for key, name in (("weights", spec.weights), ("network", spec.network), ("labels", spec.labels)):
         if name and not (folder / name).is_file():
             raise ModelError(f"{folder / name} does not exist. Put the {key} there, or correct `{key}` in {manifest}.")
+        if name and not (folder / name).resolve().is_relative_to(folder.resolve()):
+            raise ModelError(f"{folder / name} is a link that leads out of the bundle. Put the {key} itself there.")
     labels = read_labels(folder / spec.labels)
     checked_digest(folder / spec.labels, spec)
     return Bundle(folder, spec, labels)

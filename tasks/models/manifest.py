@@ -18,12 +18,13 @@ from tasks.models.spec import GRAPHS, NEWEST, Channels, ModelSpec, Option, Polic
 
 def _beside_the_manifest(name: str) -> str:
     """The name of a file in the bundle's folder, as long as file systems allow."""
-    if name in (".", "..") or len(name.encode()) > 255:
+    if len(name.encode()) > 255:
         raise ValueError("expected the name of a file in the bundle's folder, of at most 255 bytes")
     return name
 
 
-FileName = Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f]+$"), AfterValidator(_beside_the_manifest)]
+# A file of the bundle's own folder; no dot in front, so that it is neither that folder nor the one above.
+FileName = Annotated[str, Field(pattern=r"^[^/\\.\x00-\x1f][^/\\\x00-\x1f]*$"), AfterValidator(_beside_the_manifest)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 

@@ -57,7 +57,7 @@ def _stored(uri: str, settings: Settings) -> Bundle:
     def fill(folder: Path) -> None:
         for image in objects:
             name = image.key.removeprefix(location.prefix)
-            if name and "/" not in name:
+            if name not in ("", ".", "..") and "/" not in name:
                 (folder / name).write_bytes(store.read(image.key, image.etag).data)
 
     return fill_once(settings.bundles / f"stored-{state[:32]}", fill)

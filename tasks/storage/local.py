@@ -101,6 +101,8 @@ class LocalStore:
         return self._inside(folder) if os.path.realpath(path) == path else None
 
     def _path(self, key: str) -> str:
+        if "\0" in key:
+            raise AccessDenied(f"{key!r} holds a NUL byte, which no file's name does. Correct the key.")
         return os.path.join(self.root, key.lstrip("/"))
 
     def _inside(self, key: str) -> str:

@@ -428,10 +428,56 @@ def test_a_link_out_of_the_root_is_passed_over_and_refused(
             call()
 
 
-@pytest.mark.parametrize("key", ["../outside/secret.png", "a/../../outside/secret.png", "/../outside/secret.png"])
+@pytest.mark.parametrize(
+    "key",
+    ["../outside/secret.png", "a/../../outside/secret.png", "/../outside/secret.png", "..", "../../../../etc/passwd"],
+)
 def test_a_key_that_leads_out_of_the_root_is_refused(root: Path, outside: Path, key: str) -> None:
     with pytest.raises(AccessDenied, match="leads out of"):
         LocalStore(str(root)).read(key, None)
+
+
+@pytest.mark.parametrize("key", ["/etc/passwd", "//etc/passwd", "/proc/self/environ", "/dev/zero"])
+def test_an_absolute_key_lies_below_the_root_all_the_same(root: Path, key: str) -> None:
+    with pytest.raises(ObjectVanished):
+        LocalStore(str(root)).read(key, None)
+
+
+@pytest.mark.parametrize("call", ["read", "sign"])
+def test_a_key_with_a_nul_byte_is_refused(root: Path, call: str) -> None:
+    (root / "a.png").write_bytes(b"x")
+    with pytest.raises(AccessDenied, match="NUL byte"):
+        getattr(LocalStore(str(root)), call)("a.png\0/../../etc/passwd", 60 if call == "sign" else None)
+
+
+@pytest.mark.parametrize("target", ["/proc/self/environ", "/proc/self/root/etc/passwd", "/dev/zero"])
+def test_a_link_into_the_system_is_refused_before_a_byte_is_read(root: Path, target: str) -> None:
+    (root / "a.png").symlink_to(target)
+    with pytest.raises(AccessDenied, match="leads out of"):
+        LocalStore(str(root)).read("a.png", None)
+
+
+def test_a_link_that_is_swapped_between_look_and_open_gives_nothing_away(
+    root: Path, outside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The swap happens in the last moment there is: right before the file is opened. What was opened is what is judged."""
+    (root / "inner.png").write_bytes(b"inside")
+    link = root / "a.png"
+    link.symlink_to(root / "inner.png")
+    store = LocalStore(str(root))
+    assert keys(store) == ["a.png", "inner.png"]
+    opened = os.open
+
+    def swap(path: str, *given: Any, **named: Any) -> int:
+        if str(path).endswith("a.png"):
+            link.unlink()
+            link.symlink_to(outside / "secret.png")
+        return opened(path, *given, **named)
+
+    monkeypatch.setattr(os, "open", swap)
+    with pytest.raises(AccessDenied, match="leads out of"):
+        store.read("a.png", None)
+    assert os.readlink(link) == str(outside / "secret.png"), "the swap took place"
 
 
 def test_a_folder_whose_name_begins_like_the_root_lies_outside(root: Path) -> None:
