@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from tasks.cache.erasing import Erased, Target
 from tasks.errors import ConfigurationError
 from tasks.storage.base import Blob
 from tasks.storage.local import LocalStore
+from tasks.window import Window
 from tests.conftest import ROOT, outer_environment
 from tests.faults.oracle import settle
 from tests.pictures import picture, write_pictures, write_small_bundle
@@ -278,6 +279,8 @@ def test_what_is_blocked_is_not_staged_as_a_failure_that_is_due(
     assert outcomes(daily.run()) == {"cached": 2, "failed": 1}
     monkeypatch.setattr(road, "decoder_of", lambda _model: "another one")
     assert outcomes(daily.run(run_type="scheduled")) == {"cached": 2, "known_bad": 1}
+    other_day = Window(datetime(2026, 3, 9, tzinfo=UTC), datetime(2026, 3, 10, tzinfo=UTC))
+    assert daily.run(other_day, run_type="scheduled")["listed"] == 0
 
 
 def test_a_run_goes_on_and_adds_up_when_images_are_erased_between_its_steps(make: Make) -> None:
