@@ -49,6 +49,18 @@ def blocked_digests(connection: Connection, digests: Collection[bytes]) -> set[b
     return found
 
 
+def blocked_keys(connection: Connection, source_no: int, keys: Collection[str]) -> set[str]:
+    """Those of some keys of a source that are blocked."""
+    if not keys or not is_anything_blocked(connection):
+        return set()
+    found: set[str] = set()
+    ordered = sorted(keys)
+    for start in range(0, len(ordered), CHUNK):
+        here = (block.c.source_no == source_no, block.c.key.in_(ordered[start : start + CHUNK]))
+        found.update(key for (key,) in connection.execute(select(block.c.key).where(*here)))
+    return found
+
+
 def is_blocked(source_no: int) -> ColumnElement[bool]:
     """Of a staged row: its key is blocked, or its bytes in this state were found to be."""
     seen = exists().where(

@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Engine, bindparam, select, update
 
-from tasks.cache.blocking import blocked_digests, hold_off_erasing
+from tasks.cache.blocking import blocked_digests, blocked_keys, hold_off_erasing
 from tasks.cache.database import repeated, writing
 from tasks.cache.models import predicted_now
 from tasks.cache.outcome import Finished, Progress, blocked
@@ -49,7 +49,7 @@ def commit(engine: Engine, scope: Scope, finished: Sequence[Finished], progress:
         row = check_generation(connection, scope.staging, shared=True)
         still_open = _open_keys(connection, scope.staging, [item.key for item in finished])
         mine = sorted((item for item in finished if item.key in still_open), key=lambda item: item.key)
-        mine = _after_erasing(connection, scope, mine)
+        mine = _after_erasing(connection, scope, row.source_no, mine)
         won = _insert_predictions(connection, scope, mine)
         outcomes = {item.key: _outcome(item, won) for item in mine}
         _upsert_images(connection, row.source_no, mine)
@@ -59,14 +59,17 @@ def commit(engine: Engine, scope: Scope, finished: Sequence[Finished], progress:
     return outcomes
 
 
-def _after_erasing(connection: Connection, scope: Scope, finished: Sequence[Finished]) -> list[Finished]:
+def _after_erasing(
+    connection: Connection, scope: Scope, source_no: int, finished: Sequence[Finished]
+) -> list[Finished]:
     """What stands, of images that were in hand while others were erased.
 
-    Bytes that are blocked by now are told of as that. An image that counted on a prediction which was erased under its
+    Bytes and keys that are blocked by now are told of as that. An image that counted on a prediction which was erased under its
     hands stays open, and is predicted by the shard's next attempt.
     """
     banned = blocked_digests(connection, {item.digest for item in finished if item.digest is not None})
-    kept = [blocked(item.key, item.image) if item.digest in banned else item for item in finished]
+    keys = blocked_keys(connection, source_no, {item.key for item in finished})
+    kept = [blocked(item.key, item.image) if item.digest in banned or item.key in keys else item for item in finished]
     counted_on = {item.digest for item in kept if _is_reuse(item) and item.digest is not None}
     there = predicted_now(connection, scope.model_no, counted_on)
     return [item for item in kept if not _is_reuse(item) or item.digest in there]

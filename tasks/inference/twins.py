@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 
-from tasks.cache.outcome import BLOCKED
 from tasks.inference.reading import Work
 
 
@@ -41,8 +40,6 @@ class Twins:
         for twin in twins:
             if failed is None:
                 twin.reuse()
-            elif failed.reason == BLOCKED:
-                twin.block()
             else:
                 twin.fail(failed.reason, failed.message, permanent=failed.permanent)
         return twins

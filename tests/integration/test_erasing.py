@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tasks import road
-from tasks.cache import commits, erasing, quarantine
+from tasks import reporting, road
+from tasks.cache import blocking, commits, erasing, quarantine
 from tasks.cache.database import connect, is_sqlite, reading, writing
 from tasks.cache.erasing import Erased, Target
 from tasks.errors import ConfigurationError
 from tasks.storage.base import Blob
 from tasks.storage.local import LocalStore
+from tasks.window import Window
+from tests.conftest import ROOT, outer_environment
 from tests.database_roles import as_owner
 from tests.faults.oracle import settle
 from tests.pictures import picture, write_pictures, write_small_bundle
@@ -276,6 +280,8 @@ def test_what_is_blocked_is_not_staged_as_a_failure_that_is_due(
     assert outcomes(daily.run()) == {"cached": 2, "failed": 1}
     monkeypatch.setattr(road, "decoder_of", lambda _model: "another one")
     assert outcomes(daily.run(run_type="scheduled")) == {"cached": 2, "known_bad": 1}
+    other_day = Window(datetime(2026, 3, 9, tzinfo=UTC), datetime(2026, 3, 10, tzinfo=UTC))
+    assert daily.run(other_day, run_type="scheduled")["listed"] == 0
 
 
 def test_a_run_goes_on_and_adds_up_when_images_are_erased_between_its_steps(make: Make) -> None:
@@ -363,17 +369,28 @@ def test_twins_of_an_erased_leader_are_predicted(
     assert sorted(runner.predictions()) == sorted(path.name for path in images.iterdir() if path.name != KEY)
 
 
-def test_an_erasure_that_dies_in_the_middle_leaves_everything(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+DIE = """
+import sys, time
+from tasks.cache import erasing
+from tasks.cache.database import connect
+
+def wait(*_):
+    print("all is deleted", flush=True)
+    time.sleep(600)
+
+erasing._block = wait
+erasing.erase(connect(sys.argv[1]), erasing.Target(key=sys.argv[2]), block=True, dry_run=False)
+"""
+
+
+def test_an_erasure_that_is_killed_in_the_middle_leaves_everything(make: Make, database_url: str) -> None:
     make().run()
     before = everything(make())
-
-    def die(*_arguments: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(erasing, "_block", die)
-        with pytest.raises(KeyboardInterrupt):
-            erase(make(), key=KEY, block=True)
+    command = [sys.executable, "-c", DIE, database_url, KEY]
+    with subprocess.Popen(command, cwd=ROOT, env=outer_environment(), stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"all is deleted\n"
+        process.kill()
     assert everything(make()) == before
     assert removed(erase(make(), key=KEY, block=True)) == {"image": 1, "prediction": 1, "work_item": 1}
 
@@ -419,22 +436,60 @@ def test_a_run_after_erasures_settles(make: Make) -> None:
     assert (settled.lost, settled.doubled, settled.counts["predicted"]) == (0, 0, 2)
 
 
-def test_erasing_waits_for_commits_and_they_for_it(make: Make, database_url: str) -> None:
-    """Between a look-up and its commit nothing is erased: held open by a transaction, not by luck."""
-    from tasks.cache.blocking import hold_off_erasing
+def test_erasing_waits_for_a_commit_that_is_under_way(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commit has written the image, nobody can see that yet, and it must not be what erasing overlooks."""
+    runner, close_rows, erasers = make(), commits._close_rows, list[threading.Thread]()
 
-    make().run()
-    engine, done = connect(database_url), threading.Event()
-    eraser = threading.Thread(target=lambda: (erase(make(), key=KEY), done.set()))
-    with writing(engine) as connection:
-        hold_off_erasing(connection)
-        eraser.start()
-        assert not done.wait(0.5)
-        assert len(make().rows("SELECT * FROM image")) == 8
-    eraser.join(30)
-    assert done.is_set()
-    assert len(make().rows("SELECT * FROM image")) == 7
-    engine.dispose()
+    def slow(*arguments: Any) -> None:
+        if not erasers:
+            erasers.append(threading.Thread(target=erase, args=(runner,), kwargs={"key": KEY, "block": True}))
+            erasers[0].start()
+            erasers[0].join(0.5)
+            assert erasers[0].is_alive(), "it waits"
+        close_rows(*arguments)
+
+    monkeypatch.setattr(commits, "_close_rows", slow)
+    counts = runner.run()
+    erasers[0].join(30)
+    assert not erasers[0].is_alive()
+    assert counts["listed"] == sum(outcomes(counts).values())
+    assert mentions(runner, KEY, sha(picture(NUMBER))) == {"block": 1}
+
+
+def test_a_block_holds_at_the_commit_whatever_came_before(make_here: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The staged row is still there, as if the run had been divided without a look at the blocks."""
+    runner = make_here()
+
+    def block() -> None:
+        engine = connect(runner.settings.database_url)
+        with writing(engine) as connection:
+            blocking.block_keys(connection, [1], KEY)
+        engine.dispose()
+
+    with monkeypatch.context() as patched:
+        before_commits(patched, block)
+        assert outcomes(runner.run()) == {"predicted": 7, "failed": 1}
+    assert runner.rows("SELECT * FROM image WHERE key = :key", key=KEY) == []
+    assert [row["digest"] for row in runner.rows("SELECT digest FROM v_failure")] == [None]
+
+
+def test_a_run_is_counted_anew_where_an_image_is_erased_while_it_is_published(
+    make_here: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner, summary, struck = make_here(), reporting.summary, list[str]()
+
+    def late(*arguments: Any) -> dict[str, Any]:
+        counts = summary(*arguments)
+        if counts["predicted"] and not struck:
+            struck.append(KEY)
+            erase(runner, key=KEY)
+        return counts
+
+    monkeypatch.setattr(reporting, "summary", late)
+    counts = runner.run()
+    assert struck == [KEY]
+    assert (counts["state"], counts["listed"], outcomes(counts)) == ("success", 7, {"predicted": 7})
+    assert runner.rows("SELECT listed, predicted FROM v_run") == [{"listed": 7, "predicted": 7}]
 
 
 def test_sqlite_keeps_no_byte_of_it(make_here: Make, tmp_path: Path) -> None:
