@@ -9,7 +9,7 @@ BENCH := .venv-bench
 JOBS ?= 2
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help demo ui test faults test-scaleout bench lint types format lock clean compose-check
+.PHONY: help demo ui test faults soak test-scaleout bench lint types format lock clean compose-check
 
 help:  ## List the targets
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 16
@@ -29,6 +29,10 @@ faults: $(VENV)/.installed-dev  ## Inject every fault, and print the table of do
 	@mkdir -p var && rm -f var/faults.jsonl
 	AFTERIMAGE_TEST_FAULTS=$(CURDIR)/var/faults.jsonl $(PY) -m pytest tests/faults
 	@$(PY) -m tests.faults.record var/faults.jsonl
+
+MINUTES ?= 30
+soak: $(VENV)/.installed-dev  ## Runs side by side under random faults: make soak MINUTES=30
+	$(PY) -m tests.faults.soak --minutes $(MINUTES)
 
 test-scaleout: $(VENV)/.installed-dev  ## Only the tests on several workers, which make test has too
 	$(PY) -m pytest -s $(addprefix tests/integration/test_,$(addsuffix .py,celery ray processes))

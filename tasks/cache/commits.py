@@ -45,7 +45,8 @@ class Scope:
 def commit(engine: Engine, scope: Scope, finished: Sequence[Finished], progress: Progress) -> dict[str, str]:
     """Write everything in one transaction; return {key: outcome} for the rows that this commit closed.
 
-    Rows that another attempt of the shard has closed already are passed over. Raises StaleGeneration.
+    Rows that are closed already are passed over, whether by another attempt of the shard or by this one, where its
+    connection was lost while the database committed. Raises StaleGeneration.
     """
     with writing(engine) as connection:
         row = check_generation(connection, scope.staging, shared=True)

@@ -22,7 +22,7 @@ from sqlalchemy import (
     update,
 )
 
-from tasks.cache.database import is_sqlite, reading, writing
+from tasks.cache.database import is_sqlite, reading, repeated, writing
 from tasks.cache.runs import Staging, check_generation, count_listed, count_outcomes, insert, now
 from tasks.cache.schema import SCHEMA, failure, image, prediction, rate, run, shard, work_item
 from tasks.storage.base import ImageObject
@@ -230,17 +230,22 @@ def open_rows(engine: Engine, staging: Staging, number: int) -> Iterator[ImageOb
     """The rows of a shard that have no outcome yet, in key order, a page at a time."""
     after: str | None = None
     while True:
-        wanted = [*of(staging), work_item.c.shard == number, work_item.c.outcome.is_(None)]
-        if after is not None:
-            wanted.append(work_item.c.key > after)
-        columns = (work_item.c.key, work_item.c.etag, work_item.c.size, work_item.c.last_modified)
-        with reading(engine) as connection:
-            page = connection.execute(select(*columns).where(*wanted).order_by(work_item.c.key).limit(PAGE_ROWS)).all()
-        for key, etag, size, last_modified in page:
-            yield ImageObject(key, etag, size, last_modified)
+        page = _open_page(engine, staging, number, after)
+        yield from page
         if len(page) < PAGE_ROWS:
             return
         after = page[-1].key
+
+
+@repeated
+def _open_page(engine: Engine, staging: Staging, number: int, after: str | None) -> list[ImageObject]:
+    wanted = [*of(staging), work_item.c.shard == number, work_item.c.outcome.is_(None)]
+    if after is not None:
+        wanted.append(work_item.c.key > after)
+    columns = (work_item.c.key, work_item.c.etag, work_item.c.size, work_item.c.last_modified)
+    with reading(engine) as connection:
+        page = connection.execute(select(*columns).where(*wanted).order_by(work_item.c.key).limit(PAGE_ROWS)).all()
+    return [ImageObject(key, etag, size, last_modified) for key, etag, size, last_modified in page]
 
 
 def shard_outcomes(engine: Engine, staging: Staging, number: int) -> dict[str, int]:
