@@ -24,15 +24,13 @@ from tasks.cache.runs import RunKey
 from tests.conftest import SEED
 from tests.faults.oracle import settle
 from tests.faults.postgres import OwnPostgres, own_database, own_postgres
-from tests.faults.victim import POINTS, SIGKILL, SIGTERM, Ended, Fate, end_victim
+from tests.faults.victim import CALM, POINTS, SIGKILL, SIGTERM, Ended, Fate, end_victim
 from tests.pictures import picture, write_pictures, write_small_bundle
 from tests.runner import Runner
 
 FIRST_IMAGES = 150
 SIDE_BY_SIDE = 2
 LONGEST_RUN_SECONDS = 120.0
-CALM = Fate(SIGKILL, "before the read", 10**9)
-"""Of a run that is left to itself."""
 
 
 @dataclass
@@ -108,6 +106,8 @@ class Soak:
             self.done["PostgreSQL stopped at once"] += 1
 
     def _count(self, ended: Ended) -> None:
+        assert ended.code is not None
+        assert ended.code <= 0 or ended.error, "a victim that never lived: see its standard error"
         self.done["runs"] += 1
         self.done["SIGKILL"] += ended.code == -signal.SIGKILL
         self.done["SIGTERM"] += "Interrupted: SIGTERM" in ended.error or ended.code == -signal.SIGTERM

@@ -20,8 +20,8 @@ import pytest
 from sqlalchemy import make_url
 
 from tasks.cache import database
+from tasks.cache.runs import RunKey
 from tasks.errors import DatabaseUnavailable
-from tests.conftest import wait_until
 from tests.faults.held import HeldShard
 from tests.faults.oracle import settle
 from tests.faults.postgres import (
@@ -35,6 +35,7 @@ from tests.faults.postgres import (
 )
 from tests.faults.record import record
 from tests.faults.small_disk import filled, seen_read_only, small_disk
+from tests.faults.victim import CALM, end_victim
 from tests.pictures import write_pictures, write_small_bundle
 from tests.runner import Runner
 
@@ -299,13 +300,10 @@ def test_a_file_of_sqlite_that_takes_no_writes(
         runner.run(limit=COMMIT)
         with seen_read_only(disk, tmp_path / "seen") as seen:
             # In a process of its own: SQLite shares what it knows of a file among all connections of a process.
-            refused = subprocess.run(
-                [sys.executable, "-m", "tests.faults.victim", str(home), f"sqlite:///{seen / 'cache.db'}", "{}"],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-        assert refused.returncode == 1
+            other = new_runner(home, table, f"sqlite:///{seen / 'cache.db'}")
+            refused = end_victim(other, tmp_path, CALM, RunKey("test", "read-only"))
+        assert refused.code == 1
+        assert "takes no writes: " in refused.error
         survived("SQLite file takes no writes", runner, calm, 1, "the task fails at once")
 
 
@@ -315,7 +313,3 @@ def test_what_is_repeated_is_bounded() -> None:
     lost.__cause__ = database.DBAPIError(None, None, psycopg.OperationalError("gone"))
     pauses = [database._pause(lost, attempt) or 0.0 for attempt in range(1, database._ATTEMPTS)]
     assert 2 < sum(pauses) < database._PATIENCE_SECONDS
-
-
-def test_waiting_is_possible(server: OwnPostgres) -> None:
-    wait_until(lambda: server.backends("true") == [], 30, "all connections of the tests before to end")

@@ -69,6 +69,10 @@ class Fate:
     fatal: int
 
 
+CALM = Fate(SIGKILL, "before the read", 10**9)
+"""Of a process that is left to itself."""
+
+
 def end_victim(
     runner: Runner, folder: Path, fate: Fate, task: RunKey | ShardDescriptor, seconds: float = 120.0
 ) -> Ended:
