@@ -10,7 +10,7 @@ AUDIT := .venv-audit
 JOBS ?= 2
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help demo ui test faults corpus corpus-check fuzz test-scaleout bench lint types format lock audit clean compose-check
+.PHONY: help demo ui test faults soak corpus corpus-check fuzz test-scaleout bench lint types format lock audit clean compose-check
 
 help:  ## List the targets
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 16
@@ -39,6 +39,9 @@ corpus-check: corpus  ## Run over them, and over 5,000 damaged files
 
 fuzz: $(VENV)/.installed-dev  ## Damage files and decode them: make fuzz MINUTES=10
 	@$(PY) -m tests.fuzz.loop $(or $(MINUTES),10) $(SEED)
+
+soak: $(VENV)/.installed-dev  ## Runs side by side under random faults: make soak MINUTES=30
+	$(PY) -m tests.faults.soak --minutes $(or $(MINUTES),30)
 
 test-scaleout: $(VENV)/.installed-dev  ## Only the tests on several workers, which make test has too
 	$(PY) -m pytest -s $(addprefix tests/integration/test_,$(addsuffix .py,celery ray processes))

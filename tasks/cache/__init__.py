@@ -2,6 +2,7 @@
 
 schema.py       the tables, as SQLAlchemy Core
 database.py     engines and transactions for SQLite and PostgreSQL
+refusals.py     what a database says when it refuses, and what to do about it
 migrating.py    upgrade, check; migrations/ holds the Alembic scripts and the views
 runs.py         the run row: open, generations, counts, close
 staging.py      work_item: what a run listed, and what became of it

@@ -42,7 +42,8 @@ class Scope:
 def commit(engine: Engine, scope: Scope, finished: Sequence[Finished], progress: Progress) -> dict[str, str]:
     """Write everything in one transaction; return {key: outcome} for the rows that this commit closed.
 
-    Rows that another attempt of the shard has closed already, or that were erased, are passed over. Raises StaleGeneration.
+    Rows that are closed already are passed over, whether by another attempt of the shard or by this one, where its
+    connection was lost while the database committed; so are rows that were erased. Raises StaleGeneration.
     """
     with writing(engine) as connection:
         hold_off_erasing(connection)

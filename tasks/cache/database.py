@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
+from tasks.cache import refusals
 from tasks.cache.schema import SCHEMA
 from tasks.errors import ConfigurationError, DatabaseUnavailable
 
@@ -80,44 +81,56 @@ def writing(engine: Engine) -> Iterator[Connection]:
         yield connection
 
 
-# SQLSTATE of a deadlock and of a serialization failure: the whole transaction was rolled back, and may be tried again.
-_REPEATABLE = ("40P01", "40001")
 _ATTEMPTS = 5
+# A server that restarts or fails over is back within seconds; for longer the task fails, and is tried again as a whole.
+_PATIENCE_SECONDS = 15.0
 
 
 def repeated(function: Callable[Given, Result]) -> Callable[Given, Result]:
-    """For a function that is one transaction: run it again where PostgreSQL chose it as the victim of a deadlock."""
+    """For a function that is one transaction: run it again where it was the victim of a deadlock, or its connection was lost.
+
+    A connection that is lost during COMMIT leaves open whether the transaction was kept, so the function must be right
+    either way. Bounded: 5 attempts, the last of them within 15 s after the first failure; then the error is raised.
+    """
 
     @functools.wraps(function)
     def call(*arguments: Given.args, **named: Given.kwargs) -> Result:
+        deadline = None
         for attempt in range(1, _ATTEMPTS):
             try:
                 return function(*arguments, **named)
-            except DBAPIError as error:
-                if getattr(error.orig, "sqlstate", None) not in _REPEATABLE:
+            except (DBAPIError, DatabaseUnavailable) as error:
+                deadline = deadline or time.monotonic() + _PATIENCE_SECONDS
+                pause = _pause(error, attempt)
+                if pause is None or time.monotonic() + pause > deadline:
                     raise
-                log.info("%s is repeated after attempt %d: %s", function.__name__, attempt, error.orig)
-                time.sleep(random.uniform(0, 0.1 * attempt))  # noqa: S311  # so that two victims do not meet again
+                log.info("%s is repeated after attempt %d: %s", function.__name__, attempt, error)
+                time.sleep(pause)
         return function(*arguments, **named)
 
     return call
 
 
+def _pause(error: BaseException, attempt: int) -> float | None:
+    """Seconds until the next attempt; None where none would help."""
+    found = error.__cause__ if isinstance(error, DatabaseUnavailable) else error
+    if not isinstance(found, DBAPIError):
+        return None
+    if refusals.is_victim(found):
+        return random.uniform(0, 0.1 * attempt)  # noqa: S311  # so that two victims do not meet again
+    return 0.1 * 2**attempt if refusals.is_lost(found) else None
+
+
 @contextmanager
 def _named(engine: Engine) -> Iterator[None]:
-    """Say which database cannot be reached; its password stays hidden."""
+    """Say which database refuses, how, and what to do; its password stays hidden."""
     try:
         yield
-    except OperationalError as error:
-        if (
-            error.connection_invalidated
-            or "connection" in str(error.orig).lower()
-            or "unable to open" in str(error.orig)
-        ):
-            raise DatabaseUnavailable(
-                f"The database {described(engine)} cannot be reached: {error.orig}. Start it, or correct AFTERIMAGE_DATABASE."
-            ) from error
-        raise
+    except DBAPIError as error:
+        told = refusals.explain(error)
+        if told is None:
+            raise
+        raise DatabaseUnavailable(f"The database {described(engine)} {told}") from error
 
 
 def _parse(url: str) -> URL:

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, select
 
-from tasks.cache.database import reading
+from tasks.cache.database import reading, repeated
 from tasks.cache.runs import Staging, insert, now
 from tasks.cache.schema import model, prediction
 
@@ -24,6 +24,7 @@ def register_model(connection: Connection, model_id: str, name: str, version: st
     return int(connection.execute(select(model.c.model_no).where(model.c.model_id == model_id)).scalar_one())
 
 
+@repeated
 def predicted_digests(engine: Engine, model_no: int, digests: Collection[bytes], made_by: Staging | None) -> set[bytes]:
     """Which of these digests have a prediction of this model; with `made_by`, one that this attempt at a run made.
 

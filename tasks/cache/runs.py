@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Engine, Row, delete, func, select, update
 
 from tasks import stage_times
-from tasks.cache.database import is_sqlite, reading, writing
+from tasks.cache.database import is_sqlite, reading, repeated, writing
 from tasks.cache.schema import model, pipeline, run, shard, source, work_item
 from tasks.errors import StagingLost, StaleGeneration
 from tasks.window import RETRY, SCHEDULED, Window
@@ -211,6 +211,7 @@ def count_outcomes(connection: Connection, *where: ColumnElement[bool]) -> dict[
     return {name or "open": count for name, count in counts}
 
 
+@repeated
 def close_run(engine: Engine, staging: Staging, counts: dict[str, Any], state: str, message: str | None) -> bool:
     """Write the counts into the run row, replacing what was there, and make its model the pipeline's current one.
 

@@ -23,7 +23,7 @@ from sqlalchemy import (
 )
 
 from tasks.cache.blocking import is_anything_blocked, is_blocked
-from tasks.cache.database import is_sqlite, reading, writing
+from tasks.cache.database import is_sqlite, reading, repeated, writing
 from tasks.cache.outcome import BLOCKED
 from tasks.cache.runs import Staging, check_generation, count_listed, count_outcomes, insert, now
 from tasks.cache.schema import SCHEMA, failure, image, prediction, rate, run, shard, work_item
@@ -240,17 +240,23 @@ def open_pages(engine: Engine, staging: Staging, number: int) -> Iterator[list[I
     """The rows of a shard that have no outcome yet, in key order, in pages of at least one."""
     after: str | None = None
     while True:
-        wanted = [*of(staging), work_item.c.shard == number, work_item.c.outcome.is_(None)]
-        if after is not None:
-            wanted.append(work_item.c.key > after)
-        columns = (work_item.c.key, work_item.c.etag, work_item.c.size, work_item.c.last_modified)
-        with reading(engine) as connection:
-            page = connection.execute(select(*columns).where(*wanted).order_by(work_item.c.key).limit(PAGE_ROWS)).all()
+        page = _open_page(engine, staging, number, after)
         if page:
-            yield [ImageObject(*row) for row in page]
+            yield page
         if len(page) < PAGE_ROWS:
             return
         after = page[-1].key
+
+
+@repeated
+def _open_page(engine: Engine, staging: Staging, number: int, after: str | None) -> list[ImageObject]:
+    wanted = [*of(staging), work_item.c.shard == number, work_item.c.outcome.is_(None)]
+    if after is not None:
+        wanted.append(work_item.c.key > after)
+    columns = (work_item.c.key, work_item.c.etag, work_item.c.size, work_item.c.last_modified)
+    with reading(engine) as connection:
+        page = connection.execute(select(*columns).where(*wanted).order_by(work_item.c.key).limit(PAGE_ROWS)).all()
+    return [ImageObject(key, etag, size, last_modified) for key, etag, size, last_modified in page]
 
 
 def promised_rows(engine: Engine, staging: Staging, number: int) -> int | None:
