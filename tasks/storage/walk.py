@@ -2,12 +2,13 @@
 
 S3 gives keys in the byte order of their UTF-8, each one once. A store whose listing turns back, or whose continuation tokens
 lead in a circle, would be listed without end; one that says "more follows" and not where would end early, and all behind
-that would be taken for deleted. Directory buckets (S3 Express) have no order: there only circles are looked for.
+that would be taken for deleted. Stores that keep folders (SeaweedFS) go through them one by one: `a/x` comes before `a-b`, and
+one such order all the way is as good. Directory buckets (S3 Express) have none: there only circles are looked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from tasks.errors import TransientStorageError
@@ -15,11 +16,21 @@ from tasks.errors import TransientStorageError
 EMPTY_PAGES = 10_000
 
 
+def _by_bytes(key: str) -> str:
+    return key
+
+
+def _by_folders(key: str) -> str:
+    return key.replace("/", "\0")
+
+
 class Walk:
     """One listing, page by page, in O(1) memory. `what` names it in errors."""
 
     def __init__(self, what: str, *, is_ordered: bool) -> None:
         self._what = what
+        # Python compares text by code points, which is the byte order of UTF-8.
+        self._orders: list[Callable[[str], str]] = [_by_bytes, _by_folders] if is_ordered else []
         self._is_ordered = is_ordered
         self._page = 0
         self._empty = 0
@@ -40,10 +51,10 @@ class Walk:
         return token
 
     def _check_order(self, keys: Sequence[str]) -> None:
-        """Python compares text by code points, which is the byte order of UTF-8."""
         before = [] if self._last is None else [self._last]
         for one, other in pairwise([*before, *keys]):
-            if one >= other:
+            self._orders = [order for order in self._orders if order(one) < order(other)]
+            if not self._orders:
                 raise self._broken(f"turns back: {other!r} follows {one!r}")
         self._last = keys[-1] if keys else self._last
 
@@ -60,6 +71,6 @@ class Walk:
 
     def _broken(self, how: str) -> TransientStorageError:
         return TransientStorageError(
-            f"Page {self._page} of the listing of {self._what!r} {how}. Keys must come once each, in byte order. It is tried "
-            "again; if it stays, this store's ListObjectsV2 is broken: update the store, or ask its makers."
+            f"Page {self._page} of the listing of {self._what!r} {how}. Keys must come once each, in byte order or folder by "
+            "folder. It is tried again; if it stays, this store's ListObjectsV2 is broken: update the store, or ask its makers."
         )

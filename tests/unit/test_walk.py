@@ -74,3 +74,12 @@ def test_empty_pages_under_ever_new_tokens_come_to_an_end(monkeypatch: pytest.Mo
 
     with pytest.raises(TransientStorageError, match="the 11th in a row without a key"):
         follow(ordered(), [([], f"token {number}") for number in range(20)])
+
+
+def test_a_store_of_folders_may_go_through_them_one_by_one() -> None:
+    """As SeaweedFS does; mixing both orders is neither."""
+    listing = ordered()
+    follow(listing, [(["a/x", "a/y"], "1"), (["a-b/x", "b"], "2")])
+
+    with pytest.raises(TransientStorageError, match="turns back"):
+        listing.follow(["c-d", "c/e"], True, "3")
