@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Engine, delete, func, select, tuple_, update
 
 from tasks.cache.database import reading, repeated, writing
-from tasks.cache.outcome import Finished
+from tasks.cache.outcome import BLOCKED, Finished
 from tasks.cache.runs import insert, now
 from tasks.cache.schema import failure, source
 
@@ -90,7 +90,7 @@ def retry_delay(attempts: int) -> timedelta:
 def mark_due(engine: Engine, reason: str | None, key: str | None, source_uri: str | None = None) -> int:
     """Have failures tried again by the next run over them, at once; how many there are.
 
-    Those of a reason or a key, permanent ones too; without either, those that may pass.
+    Those of a reason or a key, permanent ones too; without either, those that may pass. What is blocked stays out.
     """
     chosen: list[ColumnElement[bool]] = [failure.c.next_retry_at.is_not(None)] if reason is None and key is None else []
     chosen += [failure.c.reason == reason] if reason is not None else []
@@ -99,6 +99,7 @@ def mark_due(engine: Engine, reason: str | None, key: str | None, source_uri: st
         chosen.append(
             failure.c.source_no == select(source.c.source_no).where(source.c.uri == source_uri).scalar_subquery()
         )
+    chosen.append(failure.c.reason != BLOCKED)
     with writing(engine) as connection:
         return connection.execute(update(failure).where(*chosen).values(next_retry_at=now())).rowcount
 
