@@ -15,7 +15,7 @@ import psutil
 import pytest
 from sqlalchemy import make_url
 
-from tests.conftest import ROOT, fresh_postgres, wait_until
+from tests.conftest import ROOT, fresh_cache, fresh_postgres, wait_until
 from tests.dags.standalone import Standalone
 from tests.faults.oracle import settle
 from tests.faults.record import record
@@ -73,13 +73,7 @@ for pipeline in predict_images.read_pipelines(Path(os.environ["AFTERIMAGE_PIPELI
 @pytest.fixture(scope="module")
 def url(postgres_server: str) -> Iterator[str]:
     """A migrated cache in PostgreSQL."""
-    from tasks.cache.database import connect
-    from tasks.cache.migrating import migrate
-
-    with fresh_postgres(postgres_server) as url:
-        engine = connect(url)
-        migrate(engine)
-        engine.dispose()
+    with fresh_cache(postgres_server) as url:
         yield url
 
 

@@ -20,7 +20,7 @@ from tests.runner import Runner
 
 IMAGES = 600
 # Late enough for all threads to run: a thread that finds no memory to begin with leaves whoever starts it waiting.
-FATAL = {"before the read": 100, "after the read": 100, "in the look-up": 4, "in the decoder": 60}
+FATAL = {"before the read": 100, "after the read": 100, "in the look-up": 4, "in the decoder": 15}
 NEXT = 3
 ANSWERS = {
     SIGKILL: "the next attempt goes on after the last commit",

@@ -24,8 +24,7 @@ import tasks.models.runtimes.openvino_runtime
 from tasks import road
 from tasks.cache import commits, ledger
 from tasks.cache.runs import RunKey
-from tasks.inference import chain, forward_stage
-from tasks.inference.decoding import policies
+from tasks.inference import chain, decode_stage, forward_stage
 from tasks.plan import ShardDescriptor
 from tests.runner import Runner
 
@@ -35,7 +34,7 @@ POINTS: dict[str, tuple[Any, str, bool]] = {
     "before the read": (chain, "read_object", False),
     "after the read": (chain, "read_object", True),
     "in the look-up": (ledger, "predicted_digests", False),
-    "in the decoder": (policies.Decoder, "decode", False),
+    "in the decoder": (decode_stage.DecodeStage, "decode", False),
     "in the forward pass": (OpenVinoRuntime, "predict", False),
     "after the forward pass": (forward_stage, "score", True),
     "after the upsert, inside the transaction": (commits, "_close_rows", True),

@@ -386,7 +386,7 @@ erasing.erase(connect(sys.argv[1]), erasing.Target(key=sys.argv[2]), block=True,
 def test_an_erasure_that_is_killed_in_the_middle_leaves_everything(make: Make, database_url: str) -> None:
     make().run()
     before = everything(make())
-    command = [sys.executable, "-c", DIE, database_url, KEY]
+    command = [sys.executable, "-c", DIE, as_owner(database_url), KEY]
     with subprocess.Popen(command, cwd=ROOT, env=outer_environment(), stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"all is deleted\n"

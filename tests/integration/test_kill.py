@@ -22,7 +22,7 @@ KILLS = 10
 CALLS = {
     "before the read": IMAGES,
     "in the look-up": 1,
-    "in the decoder": IMAGES // 2,
+    "in the decoder": IMAGES // 8,
     "in the forward pass": 6,
     "after the upsert, inside the transaction": 4,
     "after the commit": 4,
