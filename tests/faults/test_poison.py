@@ -128,11 +128,12 @@ def test_what_hangs_or_eats_memory_in_a_child_is_quarantined(
         "00022-poison.png": ("decoder_crash", True),
     }
     assert runner.predictions() == calm
+    settled = settle(runner, calm)
     for name, answer in {
         "decoding that does not end": "its child is ended; quarantined as decode_timeout, tried again later",
         "an image that eats memory": "its child may have 2 GiB more; quarantined as decoder_crash",
     }.items():
-        record("image", name, injected=1, answer=answer, lost=0, doubled=0)
+        record("image", name, injected=1, answer=answer, lost=settled.lost, doubled=settled.doubled)
 
 
 def test_a_costly_image_is_decoded_apart_at_once_and_gives_the_same_row(
@@ -269,6 +270,35 @@ def test_memory_of_the_device_that_runs_out_blames_no_image(
         "memory of the device runs out",
         injected=len(raised),
         answer="smaller batches are tried where the runtime can; then the task fails; nothing is quarantined",
+        lost=settled.lost,
+        doubled=settled.doubled,
+    )
+
+
+def test_a_model_that_gives_nan_for_everything_blames_no_image(
+    runner: Runner, calm: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was fine when it was tried: the blank image gave numbers."""
+    predict, struck = OpenVinoRuntime.predict, []
+
+    def nan(self: OpenVinoRuntime, pixels: Pixels) -> Logits:
+        logits = predict(self, pixels).copy()
+        if not (pixels == 127).all():
+            struck.append(len(pixels))
+            logits[:] = np.nan
+        return logits
+
+    monkeypatch.setattr(OpenVinoRuntime, "predict", nan)
+    with pytest.raises(GlobalFault, match="gives nothing that can be used: 20 in a row"):
+        runner.run()
+    assert reasons(runner) == {}
+    monkeypatch.undo()
+    settled = settle(runner, calm)
+    record(
+        "model",
+        "the model gives NaN for everything",
+        injected=sum(struck),
+        answer="the task fails after 20 images in a row; nothing is quarantined",
         lost=settled.lost,
         doubled=settled.doubled,
     )
