@@ -90,7 +90,7 @@ class Chain:
             if numbered("decode", number) in self._workers
         }
         # What was in flight when a process died may have killed it.
-        self._suspects = parts.ledger.suspects()
+        self.suspects = parts.ledger.suspects()
         self._stages: list[DecodeStage] = []
         self.meters = Meters(self._workers, cores())
         # Reads and decodings under way and their results, and two queues for each further stage: each may hold as much.
@@ -121,7 +121,7 @@ class Chain:
         decoder, later = self._decoders[name], list(self._decoders)[-1] != name
         spec, compiled = self._parts.model.stages[number - 1].spec.preprocessing, self._parts.settings.compiled
         slots, isolated = PixelSlots(spec.crop), IsolatedDecoder(spec, compiled)
-        stage = DecodeStage(decoder, isolated, slots, self.meters[name], later, self._suspects)
+        stage = DecodeStage(decoder, isolated, slots, self.meters[name], later, self.suspects)
         self._stages.append(stage)
         groups = self._look_up(decoder.group) if number == 1 else batches(source, decoder.group, self._share)
         room = Room(decoder.group * workers, self._share, weight_of_all)

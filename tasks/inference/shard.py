@@ -84,18 +84,20 @@ def predict_shard(shard: Shard, on_progress: Callable[[int], None]) -> dict[str,
 def _attempt(shard: Shard, images: int, on_progress: Callable[[int], None], stop: threading.Event) -> bool:
     """One attempt, which says in the end that it is over; whether the shard may go on.
 
-    One that never says so was killed, and what it had in flight is suspected of it.
+    One that never says so was killed, and what it had in flight is suspected of it. One that ends before it is through with
+    the suspects of an older attempt says nothing either, so that they stay suspects.
     """
     attempt = _Attempt(shard, images, on_progress, stop)
+    is_through = False
     try:
-        goes_on = attempt.run()
+        is_through = attempt.run()
     except DecoderStalled:  # It is as good as dead.
+        attempt.is_careful = True
         raise
-    except BaseException:
-        shard.ledger.end_attempt()
-        raise
-    shard.ledger.end_attempt()
-    return goes_on
+    finally:
+        if is_through or not attempt.is_careful:
+            shard.ledger.end_attempt()
+    return is_through
 
 
 class _Attempt:
@@ -110,6 +112,7 @@ class _Attempt:
         self.pending: list[Work] = []
         self.last_read: Work | None = None
         self.has_committed = False
+        self.is_careful = True  # until it is known that there are no suspects
         self.observed: Times = {}
         self.started = self.committed = time.monotonic()
         self.seconds_before, self.times_before = shard.ledger.spent()
@@ -121,6 +124,7 @@ class _Attempt:
         """
         shard = self.shard
         self.chain = Chain(shard, self.images)
+        self.is_careful = bool(self.chain.suspects)
         try:
             self._try_model()
             while not self.stop.is_set():

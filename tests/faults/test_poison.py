@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks.errors import DecoderStalled, GlobalFault
+from tasks.cache import attempts, commits
+from tasks.cache.database import connect
+from tasks.errors import DecoderStalled, GlobalFault, Interrupted
 from tasks.inference import decode_stage, reading
 from tasks.inference.decoding import isolated
 from tasks.models.runtimes import Logits, Pixels
 from tasks.models.runtimes.openvino_runtime import OpenVinoRuntime
+from tasks.worker import Worker
 from tests.conftest import outer_environment
 from tests.faults.oracle import settle
 from tests.faults.record import record
@@ -134,6 +137,33 @@ def test_what_hangs_or_eats_memory_in_a_child_is_quarantined(
         "an image that eats memory": "its child may have 2 GiB more; quarantined as decoder_crash",
     }.items():
         record("image", name, injected=1, answer=answer, lost=settled.lost, doubled=settled.doubled)
+
+
+def test_suspects_stay_suspects_until_an_attempt_is_through_with_them(runner: Runner, calm: dict[str, Any]) -> None:
+    _, (shard,) = runner.plan()
+    scope = commits.Scope(shard.staging, shard.shard, shard.model_no, "any", force=False)
+    engine = connect(runner.settings.database_url)
+
+    def is_working() -> bool:
+        return bool(runner.rows("SELECT working FROM shard")[0]["working"])
+
+    def interrupted() -> None:
+        with Worker(runner.settings, engine) as worker:
+            worker.stop()
+            with pytest.raises(Interrupted):
+                worker.predict(shard)
+
+    interrupted()
+    assert not is_working(), "it said that it is over"
+    attempts.advance(engine, scope, "00009.png")  # and is killed
+    interrupted()
+    assert is_working()
+    assert attempts.suspects(engine, scope) >= {f"0000{number}.png" for number in range(10)}
+    with Worker(runner.settings, engine) as worker:
+        worker.predict(shard)
+    assert not is_working()
+    assert runner.predictions() == calm
+    engine.dispose()
 
 
 def test_a_costly_image_is_decoded_apart_at_once_and_gives_the_same_row(
