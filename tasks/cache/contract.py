@@ -35,14 +35,14 @@ def failures_of(engine: Engine, key: str) -> list[dict[str, Any]]:
 
 def failures(engine: Engine, reason: str | None, limit: int) -> list[dict[str, Any]]:
     """The quarantine, newest first."""
-    where = {} if reason is None else {"reason": reason}
-    return _rows(engine, _newest(_FAILURES, where, limit), "v_failure", **where, limit=limit)
+    wanted = {} if reason is None else {"reason": reason}
+    return _rows(engine, _newest(_FAILURES, wanted, limit), "v_failure", **wanted, limit=limit)
 
 
 def failures_streamed(engine: Engine, reason: str | None, limit: int | None) -> Iterator[tuple[Any, ...]]:
     """The names of the columns, then the quarantine's rows, newest first; all of them without a limit."""
-    where = {} if reason is None else {"reason": reason}
-    return _streamed(engine, _newest(_FAILURES, where, limit), "v_failure", **where, limit=limit)
+    wanted = {} if reason is None else {"reason": reason}
+    return _streamed(engine, _newest(_FAILURES, wanted, limit), "v_failure", **wanted, limit=limit)
 
 
 def failure_counts(engine: Engine) -> dict[str, int]:
@@ -53,14 +53,14 @@ def failure_counts(engine: Engine) -> dict[str, int]:
 
 def runs(engine: Engine, pipeline: str | None, limit: int) -> list[dict[str, Any]]:
     """The newest runs, of one pipeline or of all."""
-    where = {} if pipeline is None else {"pipeline": pipeline}
-    return _rows(engine, _newest(_RUNS, where, limit), "v_run", **where, limit=limit)
+    wanted = {} if pipeline is None else {"pipeline": pipeline}
+    return _rows(engine, _newest(_RUNS, wanted, limit), "v_run", **wanted, limit=limit)
 
 
 def runs_streamed(engine: Engine, pipeline: str | None, limit: int | None) -> Iterator[tuple[Any, ...]]:
     """The names of the columns, then the runs, newest first; all of them without a limit."""
-    where = {} if pipeline is None else {"pipeline": pipeline}
-    return _streamed(engine, _newest(_RUNS, where, limit), "v_run", **where, limit=limit)
+    wanted = {} if pipeline is None else {"pipeline": pipeline}
+    return _streamed(engine, _newest(_RUNS, wanted, limit), "v_run", **wanted, limit=limit)
 
 
 def run_of(engine: Engine, dag_id: str, run_id: str) -> dict[str, Any] | None:
@@ -69,8 +69,8 @@ def run_of(engine: Engine, dag_id: str, run_id: str) -> dict[str, Any] | None:
     return next(iter(_rows(engine, query, "v_run", dag_id=dag_id, run_id=run_id)), None)
 
 
-def _newest(order: str, where: Mapping[str, str], limit: int | None) -> str:
-    conditions = "".join(f"WHERE {column} = :{column} " for column in where)
+def _newest(order: str, wanted: Mapping[str, str], limit: int | None) -> str:
+    conditions = "".join(f"WHERE {column} = :{column} " for column in wanted)
     return f"SELECT * FROM {{view}} {conditions}ORDER BY {order}{'' if limit is None else ' LIMIT :limit'}"
 
 

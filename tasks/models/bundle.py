@@ -104,6 +104,8 @@ def read_bundle(folder: Path) -> Bundle:
 
     spec = check_manifest(manifest, table)
     for key, name in (("weights", spec.weights), ("network", spec.network), ("labels", spec.labels)):
+        if name and (folder / name).is_dir():
+            raise ModelError(f"{folder / name} cannot be read: Is a directory. Put the file with the {key} there.")
         if name and not (folder / name).is_file():
             raise ModelError(f"{folder / name} does not exist. Put the {key} there, or correct `{key}` in {manifest}.")
         if name and not (folder / name).resolve().is_relative_to(folder.resolve()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,8 @@ def test_a_retry_changes_neither_the_current_model_nor_other_pipelines(cli: Cli)
     assert cli.json("retry", "elsewhere", "--reason", "empty") == {"marked": 0, "runs": []}
     runs = [(row["pipeline"], row["run_type"], row["state"]) for row in cli.json("status")]
     assert runs == [("photos", "retry", "success"), ("photos", "cli", "failed")], "runs without an image are not kept"
+    with sqlite3.connect(cli.folder / "cache.db") as cache:
+        assert cache.execute("SELECT * FROM pipeline").fetchall() == [], "no run over everything has succeeded"
 
 
 def test_an_unknown_pipeline_is_told_of(cli: Cli) -> None:

@@ -167,7 +167,8 @@ def test_any_url_of_a_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 def test_any_uri_of_images(uri: str) -> None:
     found, refusal = attempt(parse_location, uri)
     if found is None:
-        assert "images" in refusal.lower() or repr(uri) in refusal
+        # What looks like a secret is not shown.
+        assert "images" in refusal.lower() or repr(uri) in refusal or refusal.startswith("The address holds a key")
         return
     assert found.root
     assert "\0" not in found.root

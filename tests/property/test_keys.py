@@ -27,6 +27,7 @@ from tasks.storage.base import Blob, ImageObject
 from tasks.storage.s3 import S3Store, client
 from tasks.tables import cell
 from tasks.window import EVERYTHING
+from tests.database_roles import as_owner
 from tests.property import rows
 from tests.property.values import KEYS, ODD_KEYS, names
 
@@ -35,7 +36,7 @@ ALL = KeyFilter(("*",), ())
 
 @pytest.fixture
 def engine(database_url: str) -> Iterator[Engine]:
-    engine = connect(database_url)
+    engine = connect(as_owner(database_url))  # who may erase
     yield engine
     engine.dispose()
 

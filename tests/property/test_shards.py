@@ -13,7 +13,7 @@ from sqlalchemy import Engine, select
 from tasks.cache.database import connect, reading, writing
 from tasks.cache.runs import tally
 from tasks.cache.schema import work_item
-from tasks.cache.staging import assign_shards, expected_work, open_rows
+from tasks.cache.staging import assign_shards, expected_work, open_pages
 from tests.property import rows
 from tests.property.values import KEYS, ODD_KEYS
 
@@ -47,7 +47,10 @@ def test_every_open_row_is_in_one_shard(
         sizes = assign_shards(connection, staging, per_shard, at_least, at_most)
         again = assign_shards(connection, staging, per_shard, at_least, at_most)
     assert again == sizes, "clearing deduplicate divides alike"
-    divided = [[image.key.encode() for image in open_rows(engine, staging, number)] for number in range(len(sizes))]
+    divided = [
+        [image.key.encode() for page in open_pages(engine, staging, number) for image in page]
+        for number in range(len(sizes))
+    ]
     assert [key for part in divided for key in part] == is_open, "in the order of the keys, each once"
     assert [len(part) for part in divided] == sizes
     assert not sizes or max(sizes) - min(sizes) <= 1

@@ -206,7 +206,7 @@ def test_core_schedules_parses_the_dags_and_serves_the_tab(executor: str, tmp_pa
         AIRFLOW__CORE__EXECUTOR=f"{executor}Executor",
     )
 
-    assert printed.splitlines()[-1] == f"{executor}Executor {{}} ['predict_digits']"
+    assert printed.splitlines()[-1] == f"{executor}Executor {{}} ['maintain_cache', 'predict_digits']"
 
 
 COMMANDS = """
