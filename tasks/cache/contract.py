@@ -13,7 +13,8 @@ from tasks.cache.schema import SCHEMA
 
 PAGE_ROWS = 1_000
 
-_FAILURES, _RUNS = "last_failed_at DESC, key", "started_at DESC"
+_FAILURES = "last_failed_at DESC, key"
+_RUNS = "started_at DESC"
 _JSON_COLUMNS = ("top_k", "stage_seconds", "stages")
 
 
