@@ -17,7 +17,7 @@ def test_there_are_tests_in_it() -> None:
     assert len(NAMED) > 30
 
 
-@pytest.mark.parametrize(("path", "name"), NAMED, ids="::".join)
+@pytest.mark.parametrize(("path", "name"), NAMED, ids=str)
 def test_a_named_test_exists(path: str, name: str) -> None:
     tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
     (found,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
