@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tasks.inference import decode_stage, reading
 from tasks.inference.decoding import isolated
 from tasks.models.runtimes import Logits, Pixels
 from tasks.models.runtimes.openvino_runtime import OpenVinoRuntime
+from tasks.models.spec import Preprocessing
 from tasks.worker import Worker
 from tests.conftest import outer_environment
 from tests.faults.oracle import settle
@@ -179,6 +181,19 @@ def test_a_costly_image_is_decoded_apart_at_once_and_gives_the_same_row(
     assert outcomes(runner.run()) == {"predicted": IMAGES}
     assert apart == [costly]
     assert runner.predictions() == calm
+
+
+def test_children_are_few_at_a_time_and_end_with_their_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolated, "MOST_CHILDREN", 2)
+    half = (0.5, 0.5, 0.5)
+    decoder = isolated.IsolatedDecoder(Preprocessing(16, 16, half, half), tmp_path)
+    with ThreadPoolExecutor(6) as pool:
+        errors = pool.map(lambda seed: decoder.decode(picture(seed), np.empty((16, 16, 3), np.uint8)), range(12))
+        assert list(errors) == [None] * 12
+    children = [child._process for child in decoder._all]
+    assert 1 <= len(children) <= 2
+    decoder.close()
+    assert all(child.poll() is not None for child in children)
 
 
 def test_a_decoder_that_stalls_here_fails_the_task_and_is_apart_the_next_time(

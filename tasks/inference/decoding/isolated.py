@@ -33,6 +33,7 @@ PROJECT = Path(__file__).resolve().parents[3]
 _SECRETIVE = ("AFTERIMAGE_", "AIRFLOW", "AWS_")
 
 
+MOST_CHILDREN = 4  # at a time: each may take its share of memory
 DYING_SECONDS = 5.0  # from the end of its answers to that of the process: a core of two gigabytes is freed meanwhile
 
 
@@ -56,6 +57,7 @@ class IsolatedDecoder:
         self.gives_pixels = spec.decode != "nvjpeg-1"
         self._spec = spec if self.gives_pixels else replace(spec, decode="exact-1")
         self._compiled, self._limits = compiled, limits or Limits()
+        self._turns = threading.BoundedSemaphore(MOST_CHILDREN)
         self._lock = threading.Lock()
         self._idle: list[_Child] = []
         self._all: set[_Child] = set()
@@ -63,15 +65,16 @@ class IsolatedDecoder:
 
     def decode(self, data: bytes, out: npt.NDArray[np.uint8]) -> ImageError | None:
         """Fill `out`, uint8 RGB [crop, crop, 3], or give the image's error. Raises GlobalFault where no child starts."""
-        child = self._take()
-        try:
-            answer = child.decode(data, out)
-        except _Died as death:
-            self._drop(child)
-            return death.error
-        with self._lock:
-            self._idle.append(child)
-        return answer
+        with self._turns:
+            child = self._take()
+            try:
+                answer = child.decode(data, out)
+            except _Died as death:
+                self._drop(child)
+                return death.error
+            with self._lock:
+                self._idle.append(child)
+            return answer
 
     def close(self) -> None:
         """End all children, those at work as well."""
