@@ -15,8 +15,8 @@ from botocore.loaders import create_loader
 from tasks.inference import reading
 from tasks.storage import gets, s3
 from tests.faults.fake_s3.control import FakeS3, serving_fake_s3
-from tests.faults.scene import IMAGES, Make, Scene, image_of
-from tests.pictures import write_small_bundle
+from tests.faults.scene import GOOD, IMAGES, Make, Scene, image_of
+from tests.pictures import write_pictures, write_small_bundle
 from tests.runner import Runner
 
 LOADER = create_loader()
@@ -90,3 +90,18 @@ def make(fake: FakeS3, home: Path, tmp_path: Path, small_bundle: Path, calm_rows
         return Scene(fake, bucket, runner, calm_rows)
 
     return scene
+
+
+@pytest.fixture
+def runner(home: Path, tmp_path: Path, database_url: str) -> Runner:
+    write_pictures(tmp_path / "images", GOOD)
+    model = write_small_bundle(tmp_path / "model")
+    return Runner(home, database_url, images=str(tmp_path / "images"), model=str(model))
+
+
+@pytest.fixture
+def calm(runner: Runner, tmp_path: Path) -> dict[str, Any]:
+    """The rows of the good images alone."""
+    alone = Runner(runner.settings.home, f"sqlite:///{tmp_path / 'calm.db'}", **runner.pipeline.model_dump())
+    alone.run()
+    return alone.predictions()

@@ -14,6 +14,9 @@ from tests.runner import Runner
 
 IMAGES = 24
 
+GOOD = 40
+"""How many images the fixture `runner` has, all of them good."""
+
 
 def image_of(number: int) -> tuple[str, bytes]:
     """A key and its picture; every fourth is a JPEG, which decodes whatever bit of it is wrong."""
@@ -42,3 +45,7 @@ class Scene:
 
 
 Make = Callable[..., Scene]
+
+
+def reasons(runner: Runner) -> dict[str, tuple[str, bool]]:
+    return {row["key"]: (row["reason"], bool(row["permanent"])) for row in runner.rows("SELECT * FROM v_failure")}

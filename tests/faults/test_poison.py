@@ -16,20 +16,18 @@ import pytest
 
 from tasks.cache import attempts, commits
 from tasks.cache.database import connect
-from tasks.errors import DecoderStalled, GlobalFault, Interrupted
+from tasks.errors import DecoderStalled, Interrupted
 from tasks.inference import decode_stage, reading
 from tasks.inference.decoding import isolated
-from tasks.models.runtimes import Logits, Pixels
-from tasks.models.runtimes.openvino_runtime import OpenVinoRuntime
 from tasks.models.spec import Preprocessing
 from tasks.worker import Worker
 from tests.conftest import outer_environment
 from tests.faults.oracle import settle
 from tests.faults.record import record
-from tests.pictures import picture, write_pictures, write_small_bundle
+from tests.faults.scene import GOOD, reasons
+from tests.pictures import picture
 from tests.runner import Runner, outcomes
 
-IMAGES = 40
 POISONED = Path(__file__).with_name("poisoned")
 
 WORKER = """
@@ -42,21 +40,6 @@ home, url, images, model = sys.argv[1:]
 isolated.Limits.__init__.__defaults__ = (256 * 2**20, 2, 20.0)
 Runner(Path(home), url, {"batch_size": 4, "readers": 4, "decoders": 2}, images=images, model=model, commit_images=8).run()
 """
-
-
-@pytest.fixture
-def runner(home: Path, tmp_path: Path, database_url: str) -> Runner:
-    write_pictures(tmp_path / "images", IMAGES)
-    model = write_small_bundle(tmp_path / "model")
-    return Runner(home, database_url, images=str(tmp_path / "images"), model=str(model))
-
-
-@pytest.fixture
-def calm(runner: Runner, tmp_path: Path) -> dict[str, Any]:
-    """The rows of the good images alone."""
-    alone = Runner(runner.settings.home, f"sqlite:///{tmp_path / 'calm.db'}", **runner.pipeline.model_dump())
-    alone.run()
-    return alone.predictions()
 
 
 def poison(runner: Runner, key: str, what: str) -> None:
@@ -85,10 +68,6 @@ def blows(tmp_path: Path) -> Counter[str]:
     return Counter(line.rpartition(" ")[0] for line in (tmp_path / "blows").read_text().splitlines())
 
 
-def reasons(runner: Runner) -> dict[str, tuple[str, bool]]:
-    return {row["key"]: (row["reason"], bool(row["permanent"])) for row in runner.rows("SELECT * FROM v_failure")}
-
-
 def test_an_image_that_kills_the_decoder_costs_one_attempt(
     runner: Runner, calm: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -104,7 +83,7 @@ def test_an_image_that_kills_the_decoder_costs_one_attempt(
     assert "SIGSEGV" in runner.rows("SELECT message FROM v_failure")[0]["message"]
     assert runner.predictions() == calm
     settled = settle(runner, calm)
-    assert outcomes(settled.counts) == {"cached": IMAGES, "known_bad": 1}
+    assert outcomes(settled.counts) == {"cached": GOOD, "known_bad": 1}
     record(
         "image",
         "an image that ends the process which decodes it (SIGSEGV)",
@@ -178,7 +157,7 @@ def test_a_costly_image_is_decoded_apart_at_once_and_gives_the_same_row(
     )
     costly = (Path(runner.pipeline.images) / "00007.png").read_bytes()
     monkeypatch.setattr(decode_stage, "is_costly", lambda data: data == costly)
-    assert outcomes(runner.run()) == {"predicted": IMAGES}
+    assert outcomes(runner.run()) == {"predicted": GOOD}
     assert apart == [costly]
     assert runner.predictions() == calm
 
@@ -233,155 +212,12 @@ def test_a_decoder_that_stalls_here_fails_the_task_and_is_apart_the_next_time(
     )
 
 
-def test_an_image_on_which_the_network_raises_costs_no_other(
-    runner: Runner, calm: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bad = pixels_of(runner, "00013.png")
-    predict, raised = OpenVinoRuntime.predict, []
-
-    def failing(self: OpenVinoRuntime, pixels: Pixels) -> Logits:
-        if (pixels == bad).all(axis=(1, 2, 3)).any():
-            raised.append(len(pixels))
-            raise RuntimeError("a kernel refused")
-        return predict(self, pixels)
-
-    monkeypatch.setattr(OpenVinoRuntime, "predict", failing)
-    counts = runner.run()
-    assert outcomes(counts) == {"predicted": IMAGES - 1, "failed": 1}
-    assert 1 in raised
-    assert reasons(runner) == {"00013.png": ("compute_error", False)}
-    assert "a kernel refused" in runner.rows("SELECT message FROM v_failure")[0]["message"]
-    monkeypatch.undo()
-    settled = settle(runner, calm)
-    assert outcomes(settled.counts) == {"cached": IMAGES - 1, "predicted": 1}
-    record(
-        "model",
-        "the network raises on one image of a batch",
-        injected=len(raised),
-        answer="the batch is bisected to the image; quarantined as compute_error, tried again later",
-        lost=settled.lost,
-        doubled=settled.doubled,
-    )
-
-
-def test_a_network_that_raises_on_everything_blames_no_image(
-    runner: Runner, calm: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    predict, raised = OpenVinoRuntime.predict, []
-
-    def failing(self: OpenVinoRuntime, pixels: Pixels) -> Logits:
-        if raised or not (pixels == 127).all():
-            raised.append(len(pixels))
-            raise RuntimeError("the device is lost")
-        return predict(self, pixels)
-
-    monkeypatch.setattr(OpenVinoRuntime, "predict", failing)
-    with pytest.raises(GlobalFault, match="on a blank image too"):
-        runner.run()
-    assert reasons(runner) == {}
-    monkeypatch.undo()
-    settled = settle(runner, calm)
-    record(
-        "model",
-        "the device is lost in the middle of a shard",
-        injected=len(raised),
-        answer="the task fails at once; nothing is quarantined",
-        lost=settled.lost,
-        doubled=settled.doubled,
-    )
-
-
-def test_memory_of_the_device_that_runs_out_blames_no_image(
-    runner: Runner, calm: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import torch
-
-    predict, raised = OpenVinoRuntime.predict, []
-
-    def failing(self: OpenVinoRuntime, pixels: Pixels) -> Logits:
-        if not (pixels == 127).all():
-            raised.append(len(pixels))
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return predict(self, pixels)
-
-    monkeypatch.setattr(OpenVinoRuntime, "predict", failing)
-    with pytest.raises(GlobalFault, match="out of memory"):
-        runner.run()
-    assert reasons(runner) == {}
-    monkeypatch.undo()
-    settled = settle(runner, calm)
-    record(
-        "model",
-        "memory of the device runs out",
-        injected=len(raised),
-        answer="smaller batches are tried where the runtime can; then the task fails; nothing is quarantined",
-        lost=settled.lost,
-        doubled=settled.doubled,
-    )
-
-
-def test_a_model_that_gives_nan_for_everything_blames_no_image(
-    runner: Runner, calm: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It was fine when it was tried: the blank image gave numbers."""
-    predict, struck = OpenVinoRuntime.predict, []
-
-    def nan(self: OpenVinoRuntime, pixels: Pixels) -> Logits:
-        logits = predict(self, pixels).copy()
-        if not (pixels == 127).all():
-            struck.append(len(pixels))
-            logits[:] = np.nan
-        return logits
-
-    monkeypatch.setattr(OpenVinoRuntime, "predict", nan)
-    with pytest.raises(GlobalFault, match="gives nothing that can be used: 20 in a row"):
-        runner.run()
-    assert reasons(runner) == {}
-    monkeypatch.undo()
-    settled = settle(runner, calm)
-    record(
-        "model",
-        "the model gives NaN for everything",
-        injected=sum(struck),
-        answer="the task fails after 20 images in a row; nothing is quarantined",
-        lost=settled.lost,
-        doubled=settled.doubled,
-    )
-
-
-def test_one_image_with_an_output_that_is_not_finite(
-    runner: Runner, calm: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bad, struck = pixels_of(runner, "00013.png"), []
-    predict = OpenVinoRuntime.predict
-
-    def nan(self: OpenVinoRuntime, pixels: Pixels) -> Logits:
-        logits, hit = predict(self, pixels).copy(), (pixels == bad).all(axis=(1, 2, 3))
-        struck.extend(np.flatnonzero(hit))
-        logits[hit] = np.nan
-        return logits
-
-    monkeypatch.setattr(OpenVinoRuntime, "predict", nan)
-    assert outcomes(runner.run()) == {"predicted": IMAGES - 1, "failed": 1}
-    assert reasons(runner) == {"00013.png": ("nonfinite_output", False)}
-    monkeypatch.undo()
-    settled = settle(runner, calm)
-    record(
-        "model",
-        "one image gives NaN",
-        injected=len(struck),
-        answer="quarantined as nonfinite_output, tried again later",
-        lost=settled.lost,
-        doubled=settled.doubled,
-    )
-
-
 def test_what_is_listed_as_too_large_is_not_read(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     (Path(runner.pipeline.images) / "large.png").write_bytes(picture(1) + bytes(2 * 2**20))
     runner.settings = runner.settings.model_copy(update={"max_image_mib": 1})
     counts = runner.run()
-    assert outcomes(counts) == {"predicted": IMAGES, "failed": 1}
-    assert counts["reads"] == IMAGES
+    assert outcomes(counts) == {"predicted": GOOD, "failed": 1}
+    assert counts["reads"] == GOOD
     assert reasons(runner) == {"large.png": ("too_many_bytes", True)}
     assert "AFTERIMAGE_MAX_IMAGE_MIB" in runner.rows("SELECT message FROM v_failure")[0]["message"]
     record("image", "an object of too many bytes", injected=1, answer="not read; quarantined", lost=0, doubled=0)
@@ -414,11 +250,11 @@ def test_a_day_with_thirty_per_cent_of_truncated_files_loses_nothing_and_does_no
     with pytest.raises(TooManyFailures, match="18 of 58 images failed"):
         runner.run()
     run = runner.rows("SELECT state, message, predicted, failed FROM v_run")[0]
-    assert (run["state"], run["predicted"], run["failed"]) == ("failed", IMAGES, len(damaged))
+    assert (run["state"], run["predicted"], run["failed"]) == ("failed", GOOD, len(damaged))
     assert runner.predictions() == calm, "everything is committed"
     (folder / "tomorrow.png").write_bytes(picture(900))
     tomorrow = runner.run()
-    assert outcomes(tomorrow) == {"cached": IMAGES, "predicted": 1, "known_bad": len(damaged)}
+    assert outcomes(tomorrow) == {"cached": GOOD, "predicted": 1, "known_bad": len(damaged)}
     (folder / "tomorrow.png").unlink()
     settled = settle(runner, calm)
     record(
@@ -429,13 +265,3 @@ def test_a_day_with_thirty_per_cent_of_truncated_files_loses_nothing_and_does_no
         lost=settled.lost,
         doubled=settled.doubled,
     )
-
-
-def pixels_of(runner: Runner, key: str) -> Pixels:
-    """What the network of the runner is shown of an image, uint8 [crop, crop, 3]."""
-    from tasks.inference.decoding.policies import decode
-    from tasks.models.cascade import resolve_models
-
-    model = resolve_models(runner.pipeline.models, (), runner.settings)
-    spec = model.stages[0].spec.preprocessing
-    return decode((Path(runner.pipeline.images) / key).read_bytes(), spec)
