@@ -60,7 +60,7 @@ def test_a_network_that_raises_on_everything_blames_no_image(
         return predict(self, pixels)
 
     monkeypatch.setattr(OpenVinoRuntime, "predict", failing)
-    with pytest.raises(GlobalFault, match="on a blank image (too|already)"):
+    with pytest.raises(GlobalFault, match=r"on a blank image (too|already)"):
         runner.run()
     assert reasons(runner) == {}
     monkeypatch.undo()
