@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tasks.inference.bisecting import BLANK
 from tasks.models import runtimes
 from tasks.models.bundle import Bundle
 from tasks.models.runtimes import Logits, Pixels, Runtime
@@ -25,8 +26,6 @@ WAITING = "waiting"
 
 RATE = "FARM_IMAGES_PER_SECOND"
 RECORDS = "FARM_RECORDS"
-
-BLANK = 127  # every value of the picture with which a shard tries its model
 
 real_open_runtime = runtimes.open_runtime
 

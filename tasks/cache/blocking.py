@@ -5,9 +5,10 @@ A block holds what is needed to recognise it and nothing else: a key of a source
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, delete, exists, func, select
+from sqlalchemy import Column, ColumnElement, Connection, delete, exists, func, select
 
 from tasks.cache.database import is_sqlite
 from tasks.cache.outcome import BLOCKED
@@ -39,26 +40,23 @@ def is_anything_blocked(connection: Connection) -> bool:
 
 def blocked_digests(connection: Connection, digests: Collection[bytes]) -> set[bytes]:
     """Those of some digests that are blocked."""
-    if not digests or not is_anything_blocked(connection):
-        return set()
-    found: set[bytes] = set()
-    ordered = sorted(digests)
-    for start in range(0, len(ordered), CHUNK):
-        wanted = select(block.c.digest).where(block.c.digest.in_(ordered[start : start + CHUNK]))
-        found.update(bytes(digest) for (digest,) in connection.execute(wanted))
-    return found
+    return {bytes(digest) for digest in _blocked(connection, block.c.digest, digests)}
 
 
 def blocked_keys(connection: Connection, source_no: int, keys: Collection[str]) -> set[str]:
     """Those of some keys of a source that are blocked."""
-    if not keys or not is_anything_blocked(connection):
-        return set()
-    found: set[str] = set()
-    ordered = sorted(keys)
+    return set(_blocked(connection, block.c.key, keys, block.c.source_no == source_no))
+
+
+def _blocked(
+    connection: Connection, column: Column[Any], values: Collection[Any], *here: ColumnElement[bool]
+) -> Iterator[Any]:
+    if not values or not is_anything_blocked(connection):
+        return
+    ordered = sorted(values)
     for start in range(0, len(ordered), CHUNK):
-        here = (block.c.source_no == source_no, block.c.key.in_(ordered[start : start + CHUNK]))
-        found.update(key for (key,) in connection.execute(select(block.c.key).where(*here)))
-    return found
+        wanted = select(column).where(*here, column.in_(ordered[start : start + CHUNK]))
+        yield from connection.execute(wanted).scalars()
 
 
 def is_blocked(source_no: int) -> ColumnElement[bool]:

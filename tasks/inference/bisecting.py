@@ -17,9 +17,9 @@ log = logging.getLogger(__name__)
 BLANK = 127  # every value of the picture with which a model is tried
 
 
-def blank(crop: int, count: int = 1) -> Pixels:
-    """Pictures that no model can have a reason to refuse, uint8 [count, crop, crop, 3]."""
-    return np.full((count, crop, crop, 3), BLANK, np.uint8)
+def blank(crop: int) -> Pixels:
+    """A picture that no model can have a reason to refuse, uint8 [1, crop, crop, 3]."""
+    return np.full((1, crop, crop, 3), BLANK, np.uint8)
 
 
 def compute(runtime: Runtime, pixels: Pixels, classes: int) -> tuple[Logits, dict[int, Exception]]:

@@ -24,6 +24,15 @@ def image_of(number: int) -> tuple[str, bytes]:
     return f"{number:05d}.{form.lower()}", picture(number, (64, 48), form)
 
 
+def survive(
+    runner: Runner, calm: dict[str, Any], kind: str, name: str, *, injected: int, answer: str
+) -> dict[str, Any]:
+    """One clean run, and all that must be true after it; the fault is written down. The counts of that run."""
+    settled = settle(runner, calm)
+    record(kind, name, injected=injected, answer=answer, lost=settled.lost, doubled=settled.doubled)
+    return settled.counts
+
+
 @dataclass
 class Scene:
     """A filled bucket, a pipeline over it, and the rows of a run that nobody disturbed."""
@@ -36,8 +45,7 @@ class Scene:
     def settle(self, name: str, injected: int, answer: str) -> None:
         """Without faults from here on: one clean run, and all that must be true. The fault is written down."""
         self.fake.reset()
-        settled = settle(self.runner, self.calm)
-        record("storage", name, injected=injected, answer=answer, lost=settled.lost, doubled=settled.doubled)
+        survive(self.runner, self.calm, "storage", name, injected=injected, answer=answer)
 
     def failures(self) -> dict[str, str]:
         """{key: reason} of the quarantine."""

@@ -11,9 +11,7 @@ import pytest
 from tasks.errors import GlobalFault
 from tasks.models.runtimes import Logits, Pixels
 from tasks.models.runtimes.openvino_runtime import OpenVinoRuntime
-from tests.faults.oracle import settle
-from tests.faults.record import record
-from tests.faults.scene import GOOD, reasons
+from tests.faults.scene import GOOD, reasons, survive
 from tests.runner import Runner, outcomes
 
 
@@ -36,16 +34,15 @@ def test_an_image_on_which_the_network_raises_costs_no_other(
     assert reasons(runner) == {"00013.png": ("compute_error", False)}
     assert "a kernel refused" in runner.rows("SELECT message FROM v_failure")[0]["message"]
     monkeypatch.undo()
-    settled = settle(runner, calm)
-    assert outcomes(settled.counts) == {"cached": GOOD - 1, "predicted": 1}
-    record(
+    counts = survive(
+        runner,
+        calm,
         "model",
         "the network raises on one image of a batch",
         injected=len(raised),
         answer="the batch is bisected to the image; quarantined as compute_error, tried again later",
-        lost=settled.lost,
-        doubled=settled.doubled,
     )
+    assert outcomes(counts) == {"cached": GOOD - 1, "predicted": 1}
 
 
 def test_a_network_that_raises_on_everything_blames_no_image(
@@ -64,14 +61,13 @@ def test_a_network_that_raises_on_everything_blames_no_image(
         runner.run()
     assert reasons(runner) == {}
     monkeypatch.undo()
-    settled = settle(runner, calm)
-    record(
+    survive(
+        runner,
+        calm,
         "model",
         "the device is lost in the middle of a shard",
         injected=len(raised),
         answer="the task fails at once; nothing is quarantined",
-        lost=settled.lost,
-        doubled=settled.doubled,
     )
 
 
@@ -93,14 +89,13 @@ def test_memory_of_the_device_that_runs_out_blames_no_image(
         runner.run()
     assert reasons(runner) == {}
     monkeypatch.undo()
-    settled = settle(runner, calm)
-    record(
+    survive(
+        runner,
+        calm,
         "model",
         "memory of the device runs out",
         injected=len(raised),
         answer="smaller batches are tried where the runtime can; then the task fails; nothing is quarantined",
-        lost=settled.lost,
-        doubled=settled.doubled,
     )
 
 
@@ -122,14 +117,13 @@ def test_a_model_that_gives_nan_for_everything_blames_no_image(
         runner.run()
     assert reasons(runner) == {}
     monkeypatch.undo()
-    settled = settle(runner, calm)
-    record(
+    survive(
+        runner,
+        calm,
         "model",
         "the model gives NaN for everything",
         injected=sum(struck),
         answer="the task fails after 20 images in a row; nothing is quarantined",
-        lost=settled.lost,
-        doubled=settled.doubled,
     )
 
 
@@ -149,14 +143,13 @@ def test_one_image_with_an_output_that_is_not_finite(
     assert outcomes(runner.run()) == {"predicted": GOOD - 1, "failed": 1}
     assert reasons(runner) == {"00013.png": ("nonfinite_output", False)}
     monkeypatch.undo()
-    settled = settle(runner, calm)
-    record(
+    survive(
+        runner,
+        calm,
         "model",
         "one image gives NaN",
         injected=len(struck),
         answer="quarantined as nonfinite_output, tried again later",
-        lost=settled.lost,
-        doubled=settled.doubled,
     )
 
 

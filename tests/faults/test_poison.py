@@ -24,7 +24,7 @@ from tasks.worker import Worker
 from tests.conftest import outer_environment
 from tests.faults.oracle import settle
 from tests.faults.record import record
-from tests.faults.scene import GOOD, reasons
+from tests.faults.scene import GOOD, reasons, survive
 from tests.pictures import picture
 from tests.runner import Runner, outcomes
 
@@ -82,16 +82,15 @@ def test_an_image_that_kills_the_decoder_costs_one_attempt(
     assert reasons(runner) == {"00020-poison.png": ("decoder_crash", True)}
     assert "SIGSEGV" in runner.rows("SELECT message FROM v_failure")[0]["message"]
     assert runner.predictions() == calm
-    settled = settle(runner, calm)
-    assert outcomes(settled.counts) == {"cached": GOOD, "known_bad": 1}
-    record(
+    counts = survive(
+        runner,
+        calm,
         "image",
         "an image that ends the process which decodes it (SIGSEGV)",
         injected=blows(tmp_path).total(),
         answer="the next attempt decodes what was in flight in child processes; quarantined as decoder_crash",
-        lost=settled.lost,
-        doubled=settled.doubled,
     )
+    assert outcomes(counts) == {"cached": GOOD, "known_bad": 1}
 
 
 def test_what_hangs_or_eats_memory_in_a_child_is_quarantined(
@@ -256,12 +255,11 @@ def test_a_day_with_thirty_per_cent_of_truncated_files_loses_nothing_and_does_no
     tomorrow = runner.run()
     assert outcomes(tomorrow) == {"cached": GOOD, "predicted": 1, "known_bad": len(damaged)}
     (folder / "tomorrow.png").unlink()
-    settled = settle(runner, calm)
-    record(
+    survive(
+        runner,
+        calm,
         "image",
         "30 % of a day's files are truncated",
         injected=len(damaged),
         answer="all else is committed; the run ends failed with the reason; the next day is not held up",
-        lost=settled.lost,
-        doubled=settled.doubled,
     )

@@ -9,7 +9,7 @@ from tests.faults.record import KINDS
 from tests.faults.victim import MEMORY, POINTS, SIGKILL, SIGTERM
 
 PAGE = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
-HELPERS = {"record": 1, "survived": 0}
+HELPERS = {"record": 1, "survived": 0, "survive": 3}
 """Functions that write a fault down, and which of their arguments is its name."""
 
 
