@@ -41,7 +41,12 @@ ATTEMPTS = 3
 NEWS_SECONDS = 1.0
 STOP_SECONDS = 3.0  # Airflow kills a task five seconds after it told it to end.
 CONNECT_SECONDS = 10.0
+CONNECT_ATTEMPTS = 3
+CONNECT_PAUSE_SECONDS = 2.0
 PATIENCE_SECONDS = 60.0
+
+# What ray.util.client.server.proxier says where the server that it forked for a client has died.
+_SERVER_DIED = ("Starting Ray client server failed", "Proxy failed to Connect to backend")
 
 # No other shard would fare better.
 HOPELESS = (*LASTING, GlobalFault, StaleGeneration)
@@ -81,14 +86,25 @@ def _connected(settings: Settings) -> Iterator[Any]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # What users predict is their own business.
     ray = require("ray", 'engine = "ray"')
     _check_port(address)
-    try:
-        ray.init(address, log_to_driver=False, configure_logging=False)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
-        raise _refusal(address, error) from error
+    _init(ray, address)
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _init(ray: Any, address: str) -> None:
+    """Connect. A cluster forks a server for each ray:// client, and that fork sometimes dies: the next one may not."""
+    for attempt in range(1, CONNECT_ATTEMPTS + 1):
+        try:
+            ray.init(address, log_to_driver=False, configure_logging=False)
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
+            if attempt == CONNECT_ATTEMPTS or not any(words in str(error) for words in _SERVER_DIED):
+                raise _refusal(address, error) from error
+            log.warning("The Ray cluster %s could not start a server for this client; trying again", address)
+            time.sleep(CONNECT_PAUSE_SECONDS)
+        else:
+            return
 
 
 def _check_port(address: str) -> None:

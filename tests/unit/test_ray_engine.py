@@ -155,3 +155,40 @@ def test_an_actor_tells_of_its_commits_and_can_be_stopped(tmp_path: Path, monkey
     told, error = until_the_end(shards[1])
     assert isinstance(error, Interrupted)
     assert sum(one for one in told if isinstance(one, int)) < 10
+
+
+class Cluster:
+    """A cluster that answers so many connections with an error, and any other with a connection."""
+
+    def __init__(self, said: str, errors: int) -> None:
+        self.said, self.errors, self.asked = said, errors, 0
+
+    def init(self, _address: str, **_options: Any) -> None:
+        self.asked += 1
+        if self.asked <= self.errors:
+            raise RuntimeError(self.said)
+
+
+DIED = "Initialization failure from server: Starting Ray client server failed. See ray_client_server_23000.err"
+
+
+@pytest.mark.parametrize(
+    ("cluster", "asked", "is_connected"),
+    [
+        (Cluster(DIED, 2), 3, True),
+        (Cluster(DIED, 3), 3, False),
+        (Cluster("Proxy failed to Connect to backend!", 1), 2, True),
+        (Cluster("Invalid auth token", 1), 1, False),
+    ],
+    ids=["the server died twice", "it always dies", "the server was slow", "another fault"],
+)
+def test_a_server_that_died_as_it_was_forked_is_asked_for_again(
+    cluster: Cluster, asked: int, is_connected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_cluster, "CONNECT_PAUSE_SECONDS", 0.0)
+    if is_connected:
+        ray_cluster._init(cluster, "ray://head:10001")
+    else:
+        with pytest.raises(ClusterUnavailable, match=cluster.said):
+            ray_cluster._init(cluster, "ray://head:10001")
+    assert cluster.asked == asked
