@@ -1,4 +1,4 @@
-"""The entry of Afterimage into the Airflow UI: a tab on each DAG run that shows what became of its images.
+"""The entry of Afterimage into the Airflow UI: Predictions in the navigation, and a tab on each DAG run.
 
 Every Airflow process loads this file, so it imports nothing; the app is built when the API server asks for it.
 """
@@ -12,16 +12,23 @@ from airflow.plugins_manager import AirflowPlugin
 
 
 class AfterimagePlugin(AirflowPlugin):
-    """A tab on DAG runs, served by an app below /afterimage."""
+    """Pages served by an app below /afterimage."""
 
     name = "afterimage"
     external_views = [  # noqa: RUF012  # Airflow reads it from the class
         {
             "name": "Predictions",
+            "href": "afterimage/",
+            "destination": "nav",
+            "category": "browse",
+            "url_route": "afterimage",
+        },
+        {
+            "name": "Predictions",
             "href": "afterimage/runs/{DAG_ID}/{RUN_ID}",
             "destination": "dag_run",
             "url_route": "afterimage_run",
-        }
+        },
     ]
 
     @cached_property

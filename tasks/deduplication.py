@@ -58,7 +58,7 @@ def deduplicate(
     rows.refresh_statistics(engine)
     with writing(engine) as connection:
         hold_off_erasing(connection)
-        model_no = register_model(connection, model.model_id, model.name, model.version, spec)
+        model_no = register_model(connection, model.model_id, model.name, model.version, spec, model.labels)
         rows.attach_model(connection, staging, model_no)
         rules = rows.Rules(model_no, decoder, options.force, options.limit)
         if not options.dry_run:

@@ -56,7 +56,7 @@ def commit(engine: Engine, scope: Scope, finished: Sequence[Finished], progress:
         _upsert_images(connection, row.source_no, mine)
         quarantine(connection, row.source_no, scope.model_no, scope.decoder, scope.staging.run_no, mine)
         _close_rows(connection, scope.staging, outcomes)
-        _advance(connection, scope, progress)
+        _advance(connection, scope, progress, len(outcomes))
     return outcomes
 
 
@@ -207,8 +207,8 @@ def _close_rows(connection: Connection, staging: Staging, outcomes: Mapping[str,
     connection.execute(statement, [{"closed_key": key, "closed_outcome": outcome} for key, outcome in outcomes.items()])
 
 
-def _advance(connection: Connection, scope: Scope, progress: Progress) -> None:
-    """Add to the shard's counts what this attempt did, in the transaction that makes it last."""
+def _advance(connection: Connection, scope: Scope, progress: Progress, done: int = 0) -> None:
+    """Add to the shard's counts what this attempt did, in the transaction that makes it last; `done` rows are closed now."""
     connection.execute(
         update(shard)
         .where(*of_shard(scope))
@@ -218,6 +218,7 @@ def _advance(connection: Connection, scope: Scope, progress: Progress) -> None:
             forward_passes=shard.c.forward_passes + progress.forward_passes,
             seconds=progress.seconds,
             stages=json.dumps(dict(progress.stages)),
+            done=shard.c.done + done,
             updated_at=now(),
         )
     )

@@ -32,15 +32,17 @@ Result = TypeVar("Result")
 BUSY_TIMEOUT = timedelta(seconds=60)
 
 
-def connect(url: str, statement_timeout: timedelta | None = None) -> Engine:
+def connect(url: str, statement_timeout: timedelta | None = None, most: int | None = None) -> Engine:
     """An engine for a database URL; PostgreSQL goes through psycopg 3.
 
-    `statement_timeout` bounds every statement in PostgreSQL, so that a killed task leaves no query running.
+    `statement_timeout` bounds every statement in PostgreSQL, so that a killed task leaves no query running. `most` bounds the
+    connections; who needs one more waits for it.
     Raises ConfigurationError for URLs of other databases.
     """
     parsed = _parse(url)
+    pool: dict[str, Any] = {} if most is None else {"pool_size": most, "max_overflow": 0}
     if parsed.get_backend_name() == "sqlite":
-        return _sqlite(parsed)
+        return _sqlite(parsed, pool)
     options = str(parsed.query.get("options", ""))
     if statement_timeout is not None:
         options += f" -c statement_timeout={int(statement_timeout.total_seconds() * 1000)}"
@@ -48,6 +50,7 @@ def connect(url: str, statement_timeout: timedelta | None = None) -> Engine:
         parsed,
         pool_pre_ping=True,
         connect_args={"options": options, "connect_timeout": 10, "application_name": "afterimage"},
+        **pool,
     )
 
 
@@ -153,7 +156,7 @@ def _parse(url: str) -> URL:
     return parsed
 
 
-def _sqlite(url: URL) -> Engine:
+def _sqlite(url: URL, pool: dict[str, Any]) -> Engine:
     if url.database and url.database != ":memory:":
         # Absolute, so that two processes in different folders see that they mean different files.
         try:
@@ -163,7 +166,8 @@ def _sqlite(url: URL) -> Engine:
             raise ConfigurationError(
                 f"AFTERIMAGE_DATABASE names the file {url.database!r}, whose folder cannot be made: {error}. Name another one."
             ) from None
-    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT.total_seconds(), "isolation_level": None})
+    options = {"timeout": BUSY_TIMEOUT.total_seconds(), "isolation_level": None}
+    engine = create_engine(url, connect_args=options, **pool)
     engine = engine.execution_options(schema_translate_map={SCHEMA: None})
     event.listen(engine, "connect", _configure_sqlite)
     event.listen(engine, "begin", _begin_sqlite)

@@ -16,11 +16,11 @@ from sqlalchemy import Connection, Engine, Row, and_, delete, func, select, text
 from tasks.cache import blocking
 from tasks.cache.database import is_sqlite, repeated, writing
 from tasks.cache.runs import FAILED, OUTCOMES, SUCCESS, count_outcomes
-from tasks.cache.schema import SCHEMA, failure, image, prediction, run, shard, source, work_item
+from tasks.cache.schema import SCHEMA, failure, image, prediction, review, run, shard, source, work_item
 from tasks.errors import ConfigurationError
 
 _OF_KEYS = (image, failure)
-_OF_DIGESTS = (prediction,)
+_OF_DIGESTS = (prediction, review)
 
 Object = tuple[int, str, str | None]
 """Number of the source, key, and etag; None stands for whatever state it is in."""
@@ -187,12 +187,14 @@ def _unstage(connection: Connection, objects: Collection[Object]) -> int:
     return removed
 
 
-def _staged(connection: Connection, source_no: int, key: str, etag: str | None) -> Sequence[Row[Any, Any, Any, Any]]:
+def _staged(
+    connection: Connection, source_no: int, key: str, etag: str | None
+) -> Sequence[Row[Any, Any, Any, Any, Any]]:
     """The staged rows of an object; their runs are locked until the transaction ends."""
     same = and_(work_item.c.run_no == run.c.run_no, work_item.c.generation == run.c.generation)
     state = [] if etag is None else [work_item.c.etag == etag]
     return connection.execute(
-        select(run.c.run_no, run.c.generation, run.c.state, work_item.c.shard)
+        select(run.c.run_no, run.c.generation, run.c.state, work_item.c.shard, work_item.c.outcome)
         .join(work_item, same)
         .where(run.c.source_no == source_no, work_item.c.key == key, *state)
         .order_by(run.c.run_no)
@@ -200,11 +202,12 @@ def _staged(connection: Connection, source_no: int, key: str, etag: str | None) 
     ).all()
 
 
-def _unstage_row(connection: Connection, row: Row[Any, Any, Any, Any], key: str) -> None:
+def _unstage_row(connection: Connection, row: Row[Any, Any, Any, Any, Any], key: str) -> None:
     mine = (work_item.c.run_no == row.run_no, work_item.c.generation == row.generation)
     connection.execute(delete(work_item).where(*mine, work_item.c.key == key))
     part = (shard.c.run_no == row.run_no, shard.c.generation == row.generation, shard.c.shard == row.shard)
-    connection.execute(update(shard).where(*part).values(expected=shard.c.expected - 1))
+    done = 0 if row.outcome is None else 1
+    connection.execute(update(shard).where(*part).values(expected=shard.c.expected - 1, done=shard.c.done - done))
     if row.state != SUCCESS:
         connection.execute(update(run).where(run.c.run_no == row.run_no).values(listed=run.c.listed - 1))
 

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Connection, Engine, func, select
 
 from tasks.cache.database import reading, repeated
 from tasks.cache.runs import Staging, insert, now
-from tasks.cache.schema import model, prediction
+from tasks.cache.schema import model, model_label, prediction
 
 CHUNK = 500
 
 
-def register_model(connection: Connection, model_id: str, name: str, version: str, spec: Mapping[str, Any]) -> int:
-    """The number of a model; a new one gets a row with its whole spec. The first name that it had stays."""
+def register_model(
+    connection: Connection, model_id: str, name: str, version: str, spec: Mapping[str, Any], labels: Sequence[str] = ()
+) -> int:
+    """The number of a model; a new one gets a row with its whole spec, and one for each label. Its first name stays."""
     values = {"model_id": model_id, "name": name, "version": version, "created_at": now()}
     connection.execute(
         insert(connection, model).values(**values, spec=json.dumps(spec, sort_keys=True)).on_conflict_do_nothing()
     )
-    return int(connection.execute(select(model.c.model_no).where(model.c.model_id == model_id)).scalar_one())
+    model_no = int(connection.execute(select(model.c.model_no).where(model.c.model_id == model_id)).scalar_one())
+    known = select(func.count()).select_from(model_label).where(model_label.c.model_no == model_no)
+    if connection.execute(known).scalar_one() < len(labels):
+        rows = [{"model_no": model_no, "label_index": index, "label": label} for index, label in enumerate(labels)]
+        connection.execute(insert(connection, model_label).on_conflict_do_nothing(), rows)
+    return model_no
 
 
 @repeated

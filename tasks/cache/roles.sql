@@ -72,7 +72,11 @@ BEGIN
             ('run', 'UPDATE, DELETE'),
             ('work_item', 'UPDATE, DELETE'),
             ('shard', 'UPDATE, DELETE'),
-            ('rate', 'UPDATE')
+            ('rate', 'UPDATE'),
+            ('review', 'UPDATE, DELETE'),
+            ('label_count', 'DELETE'),
+            ('score_count', 'DELETE'),
+            ('pair_count', 'DELETE')
         ) AS wanted (name, rights)
     LOOP
         IF to_regclass('afterimage.' || found.name) IS NOT NULL THEN

@@ -98,6 +98,10 @@ def open_run(engine: Engine, start: RunStart) -> Staging:
             "stage_seconds": "{}",
             "stages": "{}",
             "held_back_by": None,
+            "worker_seconds": 0.0,
+            "waiting_since": None,
+            "drift": None,
+            "notified_at": None,
         }
         statement = insert(connection, run).values(**values, generation=1)
         statement = statement.on_conflict_do_update(
@@ -187,6 +191,7 @@ def tally(engine: Engine, staging: Staging) -> dict[str, Any]:
         "reads": sum(part.reads for part in shards),
         "forward_passes": sum(part.forward_passes for part in shards),
         "seconds": (finished - row.started_at).total_seconds(),
+        "worker_seconds": round(sum(part.seconds for part in shards), 3),
         "stage_seconds": {stage: round(times[stage].busy, 3) for stage in stage_times.ordered(times)},
         "stages": stage_times.summary(times),
         "held_back_by": stage_times.held_back_by(times),
@@ -199,7 +204,10 @@ def _stored(row: Row[Any]) -> dict[str, Any]:
     names = ("dag_id", "run_id", "pipeline", "state", "listed", "ignored", *OUTCOMES, "open", "reads")
     values = row._mapping
     return {
-        **{name: values[name] for name in (*names, "forward_passes", "seconds", "held_back_by", "model_id")},
+        **{
+            name: values[name]
+            for name in (*names, "forward_passes", "seconds", "worker_seconds", "held_back_by", "model_id")
+        },
         **{name: json.loads(values[name]) for name in ("stage_seconds", "stages")},
     }
 
@@ -234,12 +242,24 @@ def close_run(engine: Engine, staging: Staging, counts: dict[str, Any], state: s
                 stage_seconds=json.dumps(counts["stage_seconds"]),
                 stages=json.dumps(counts["stages"]),
                 held_back_by=counts["held_back_by"],
+                worker_seconds=counts["worker_seconds"],
+                waiting_since=_waiting_since(connection, staging),
                 finished_at=row.started_at + timedelta(seconds=counts["seconds"]),
             )
         )
         if state == SUCCESS and row.pipeline is not None and row.model_no is not None:
             _point_pipeline(connection, row, is_whole=counts["deferred"] == 0)
     return True
+
+
+def _waiting_since(connection: Connection, staging: Staging) -> datetime | None:
+    """The age of the oldest image that this run leaves to the next one."""
+    waits = work_item.c.outcome.is_(None) | (work_item.c.outcome == "deferred")
+    mine = (work_item.c.run_no == staging.run_no, work_item.c.generation == staging.generation)
+    found: datetime | None = connection.execute(
+        select(func.min(work_item.c.last_modified)).where(*mine, waits)
+    ).scalar_one()
+    return found
 
 
 def _point_pipeline(connection: Connection, row: Row[Any], *, is_whole: bool) -> None:

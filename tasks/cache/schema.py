@@ -7,6 +7,9 @@
     failure                  the quarantine: (source, key, etag, model) -> reason
     block                    what was erased for good: a key of a source, or a digest
     pipeline                 the current model of each pipeline
+    model_label              what the outputs of a model are called
+    review                   the right label of some bytes in a pipeline, said by a person
+    label_count, score_count, pair_count    what publish_run adds up for the pages: (pipeline, model, day or other model)
 
 Names that end in `_no` are numbers inside this database. `model_id`, `run_id` and `digest` are what the world sees.
 """
@@ -20,6 +23,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Date,
     DateTime,
     Dialect,
     Double,
@@ -126,6 +130,8 @@ prediction = Table(
     Column("predicted_at", Moment, nullable=False),
     Column("cascade_stage", SmallInteger),
 )
+# The least certain of a label come first; the pages merge the labels where they want those of a model.
+Index("prediction_label", prediction.c.model_no, prediction.c.label_index, prediction.c.margin)
 
 failure = Table(
     "failure",
@@ -194,8 +200,13 @@ run = Table(
     Column("held_back_by", Text),
     Column("started_at", Moment, nullable=False),
     Column("finished_at", Moment),
+    Column("worker_seconds", Double, nullable=False, server_default="0"),
+    Column("waiting_since", Moment),
+    Column("drift", Double),
+    Column("notified_at", Moment),
     UniqueConstraint("dag_id", "run_id"),
 )
+Index("run_pipeline", run.c.pipeline, run.c.run_no)
 
 work_item = Table(
     "work_item",
@@ -226,6 +237,7 @@ shard = Table(
     Column("updated_at", Moment),
     Column("working", Boolean, nullable=False, server_default=false()),
     Column("frontier", Key),
+    _count("done"),
 )
 
 rate = Table(
@@ -236,3 +248,60 @@ rate = Table(
     Column("images_per_second", Double, nullable=False),
     Column("measured_at", Moment, nullable=False),
 )
+
+model_label = Table(
+    "model_label",
+    metadata,
+    Column("model_no", Integer, ForeignKey(model.c.model_no), primary_key=True),
+    Column("label_index", Integer, primary_key=True),
+    Column("label", Text, nullable=False),
+)
+
+review = Table(
+    "review",
+    metadata,
+    Column("pipeline", Text, primary_key=True),
+    Column("digest", LargeBinary, primary_key=True),
+    Column("label", Text, nullable=False),
+    Column("model_no", Integer, ForeignKey(model.c.model_no), nullable=False),
+    Column("reviewer", Text, nullable=False),
+    Column("reviewed_at", Moment, nullable=False),
+)
+
+# What runs have added up. Each row says which run it is from, so that a run which is published again replaces its own.
+label_count = Table(
+    "label_count",
+    metadata,
+    Column("pipeline", Text, primary_key=True),
+    Column("model_no", Integer, ForeignKey(model.c.model_no), primary_key=True),
+    Column("day", Date, primary_key=True),
+    Column("label_index", Integer, primary_key=True),
+    Column("run_no", Integer, primary_key=True),
+    Column("images", BigInteger, nullable=False),
+)
+Index("label_count_run", label_count.c.run_no)
+
+score_count = Table(
+    "score_count",
+    metadata,
+    Column("pipeline", Text, primary_key=True),
+    Column("model_no", Integer, ForeignKey(model.c.model_no), primary_key=True),
+    Column("day", Date, primary_key=True),
+    Column("bin", SmallInteger, primary_key=True),
+    Column("run_no", Integer, primary_key=True),
+    Column("images", BigInteger, nullable=False),
+)
+Index("score_count_run", score_count.c.run_no)
+
+pair_count = Table(
+    "pair_count",
+    metadata,
+    Column("pipeline", Text, primary_key=True),
+    Column("model_no", Integer, ForeignKey(model.c.model_no), primary_key=True),
+    Column("other_model_no", Integer, ForeignKey(model.c.model_no), primary_key=True),
+    Column("label_index", Integer, primary_key=True),
+    Column("other_label_index", Integer, primary_key=True),
+    Column("run_no", Integer, primary_key=True),
+    Column("images", BigInteger, nullable=False),
+)
+Index("pair_count_run", pair_count.c.run_no)

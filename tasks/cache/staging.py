@@ -198,7 +198,7 @@ def assign_shards(
         connection.execute(
             insert(connection, shard)
             .values(row)
-            .on_conflict_do_update(index_elements=["run_no", "generation", "shard"], set_={"expected": size})
+            .on_conflict_do_update(index_elements=["run_no", "generation", "shard"], set_={"expected": size, "done": 0})
         )
     return [size for _, size in sizes]
 

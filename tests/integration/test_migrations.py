@@ -19,7 +19,7 @@ from tasks.cache.schema import SCHEMA, metadata
 from tasks.errors import DatabaseUnavailable, MigrationNeeded
 from tests.database_roles import as_owner
 
-VIEWS = {"v_prediction", "v_current_prediction", "v_failure", "v_run"}
+VIEWS = {"v_prediction", "v_current_prediction", "v_failure", "v_run", "v_review"}
 
 
 def names(connection: Connection) -> tuple[set[str], set[str]]:

@@ -221,7 +221,7 @@ def test_the_command_line_reaches_a_cluster_that_it_is_no_part_of(
     driver: Callable[..., Any], runner: Runner, nodes: Nodes, calm: dict[str, Any]
 ) -> None:
     process = driver(AFTERIMAGE_RAY_ADDRESS=nodes.client_address)
-    out, errors = process.communicate(timeout=120)
+    out, errors = process.communicate(timeout=240)
 
     assert process.returncode == 0, errors
     assert json.loads(out)["predicted"] == IMAGES
@@ -230,7 +230,7 @@ def test_the_command_line_reaches_a_cluster_that_it_is_no_part_of(
 
 
 def test_who_has_another_token_is_kept_out_and_told_why(driver: Callable[..., Any], nodes: Nodes) -> None:
-    _, errors = (process := driver(RAY_AUTH_TOKEN="0" * 32)).communicate(timeout=120)
+    _, errors = (process := driver(RAY_AUTH_TOKEN="0" * 32)).communicate(timeout=240)
 
     assert process.returncode == 2
     assert f"The Ray cluster {nodes.address} cannot be used from here" in errors

@@ -23,7 +23,7 @@ from tests.conftest import fresh_cache, fresh_postgres
 from tests.database_roles import as_owner, as_reader, give_roles
 
 TABLES = sorted(table.name for table in metadata.tables.values())
-VIEWS = ("v_prediction", "v_current_prediction", "v_failure", "v_run")
+VIEWS = ("v_prediction", "v_current_prediction", "v_failure", "v_run", "v_review")
 EVERY_RIGHT = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER")
 
 
