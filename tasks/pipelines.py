@@ -33,6 +33,7 @@ class Pipeline(BaseModel):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,100}$")]
     images: Annotated[str, Field(min_length=1)]
+    thumbnails: Annotated[str, Field(min_length=1)] | None = None
     model: str | tuple[str, ...]
     cascade_margin: float | tuple[float, ...] | None = Field(None, validate_default=True)
     schedule: str | None = None
@@ -51,6 +52,19 @@ class Pipeline(BaseModel):
     @classmethod
     def _names_a_store(cls, value: str) -> str:
         _check_location(value)
+        return value
+
+    @field_validator("thumbnails")
+    @classmethod
+    def _lie_apart(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None:
+            _check_location(value)
+            if parse_location(value).template is not None:
+                raise ValueError(
+                    "expected a folder or s3://BUCKET/PREFIX without a date: one place holds those of all days"
+                )
+            if "images" in info.data:
+                _check_apart(value, info.data["images"])
         return value
 
     @field_validator("model", mode="plain")
@@ -108,6 +122,22 @@ def _check_location(value: str) -> None:
         raise ValueError(str(error).rstrip(".")) from None
 
 
+def _check_apart(thumbnails: str, images: str) -> None:
+    """Raises ValueError where one lies at, under or above the other: thumbnails would be listed as images."""
+    theirs, ours = _place(images), _place(thumbnails).rstrip("/") + "/"
+    if ours.startswith(theirs) or theirs.startswith(ours):
+        raise ValueError(
+            "it lies at, under or above the images, so that thumbnails would be listed as images; expected a place apart"
+        )
+
+
+def _place(uri: str) -> str:
+    """Store, bucket or folder, and what every key begins with; two places overlap where one text begins with the other."""
+    location = parse_location(uri)
+    prefix = location.prefix if location.template is None else location.template.stem
+    return f"{location.scheme}:{location.root.rstrip('/')}/{prefix}"
+
+
 def _model_uri(value: str) -> str:
     scheme = _SCHEME.match(value)
     if not value:
@@ -154,7 +184,7 @@ def _ever_fires(cron: str) -> bool:
 def load_pipelines(path: Path) -> dict[str, Pipeline]:
     """Read pipelines.toml into {name: Pipeline}, in the order of the file.
 
-    Relative local paths in `images` and `model` are taken from the file's folder. Raises ConfigurationError, which
+    Relative local paths in `images`, `thumbnails` and `model` are taken from the file's folder. Raises ConfigurationError, which
     names file, table, key, the value found and what is allowed, for each table that is wrong.
     """
     pipelines, problems = read_pipelines(path)
@@ -175,7 +205,24 @@ def read_pipelines(path: Path) -> tuple[dict[str, Pipeline], dict[str, str]]:
             pipelines[name] = _pipeline(path, name, table)
         except ConfigurationError as error:
             problems[name] = str(error)
+    for name, problem in _among_images_of_others(path, pipelines):
+        problems[name] = problem
+        pipelines.pop(name, None)
     return pipelines, problems
+
+
+def _among_images_of_others(path: Path, pipelines: Mapping[str, Pipeline]) -> list[tuple[str, str]]:
+    """Pipelines whose thumbnails another one would list as images, with what is wrong."""
+    return [
+        (
+            one.name,
+            f"{path}: [{one.name}] thumbnails = {_shown('thumbnails', one.thumbnails)}: it lies under "
+            f"the images of [{other.name}], so that thumbnails would be listed as images. Change the value.",
+        )
+        for one in pipelines.values()
+        for other in pipelines.values()
+        if one.thumbnails is not None and f"{_place(one.thumbnails).rstrip('/')}/".startswith(_place(other.images))
+    ]
 
 
 def _tables(path: Path) -> dict[str, Any]:
@@ -202,8 +249,18 @@ def _pipeline(path: Path, name: str, table: object) -> Pipeline:
         raise ConfigurationError(f"{path}: [{name}] has a key 'name'. The table's own name is the name: remove it.")
     pipeline = make_pipeline({"name": name, **table}, f"{path}: [{name}]")
     base = path.resolve().parent
+    images, thumbnails = absolute_uri(pipeline.images, base), pipeline.thumbnails
+    if thumbnails is not None:
+        thumbnails = absolute_uri(thumbnails, base)
+        try:
+            _check_apart(
+                thumbnails, images
+            )  # Once more: a relative path and an absolute one can be told apart only now.
+        except ValueError as error:
+            shown = _shown("thumbnails", pipeline.thumbnails)
+            raise ConfigurationError(f"{path}: [{name}] thumbnails = {shown}: {error}. Change the value.") from None
     return pipeline.model_copy(
-        update={"images": absolute_uri(pipeline.images, base), "model": absolute_models(pipeline.model, base)}
+        update={"images": images, "thumbnails": thumbnails, "model": absolute_models(pipeline.model, base)}
     )
 
 

@@ -97,6 +97,7 @@ def deduplicate(request: RunRequest, settings: Settings, engine: Engine | None =
             commit_images=request.pipeline.commit_images,
             force=request.force,
             cache=cache_name(engine),
+            thumbnails=request.pipeline.thumbnails,
         )
         for number, count in enumerate(division.sizes)
     ]
