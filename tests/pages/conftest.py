@@ -21,6 +21,7 @@ PIPELINES = """
 [photos]
 images = "{images}"
 model = "{photos}"
+thumbnails = "{thumbnails}"
 
 [others]
 images = "{images}"
@@ -56,11 +57,14 @@ def seeded(tmp_path_factory: pytest.TempPathFactory, home: Path) -> dict[str, st
         path.write_bytes(tinted_picture(number))  # twins of the first images of the others
     models = {name: write_small_bundle(folder / name, seed) for name, seed in MODEL_SEEDS.items()}
     file = folder / "pipelines.toml"
-    file.write_text(PIPELINES.format(images=folder / "images", hidden=folder / "hidden", **models))
+    file.write_text(
+        PIPELINES.format(images=folder / "images", hidden=folder / "hidden", thumbnails=folder / "thumbnails", **models)
+    )
     url = f"sqlite:///{folder / 'cache.db'}"
     for name, model in models.items():
         images = folder / ("hidden" if name == "secret" else "images")
-        Runner(home, url, name=name, images=str(images), model=str(model)).run()
+        small = {"thumbnails": str(folder / "thumbnails")} if name == "photos" else {}
+        Runner(home, url, name=name, images=str(images), model=str(model), **small).run()
     return {"AFTERIMAGE_DATABASE": url, "AFTERIMAGE_PIPELINES": str(file), "AFTERIMAGE_HOME": str(folder / "home")}
 
 
