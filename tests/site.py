@@ -62,6 +62,7 @@ def serving_site(home: Path, environment: Mapping[str, str]) -> Iterator[Site]:
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(home / "passwords.json"),
         "AIRFLOW__API__BASE_URL": f"http://127.0.0.1:{port}",
         "AIRFLOW__API_AUTH__JWT_SECRET": "tests" * 16,
+        "_AIRFLOW_PROCESS_CONTEXT": "server",  # As `airflow api-server` says of itself.
         **environment,
     }
     with open(log, "wb") as out:
@@ -93,12 +94,12 @@ def serve(port: int) -> None:
     from airflow.dag_processing.bundles.manager import DagBundlesManager
     from airflow.dag_processing.dagbag import BundleDagBag, sync_bag_to_db
 
-    manager = DagBundlesManager()
+    manager = DagBundlesManager()  # type: ignore[no-untyped-call]
     manager.sync_bundles_to_db()
     for bundle in manager.get_all_dag_bundles():
         bundle.initialize()
         bag = BundleDagBag(bundle.path, bundle_path=bundle.path, bundle_name=bundle.name)
-        sync_bag_to_db(bag, bundle.name, bundle_version=bundle.get_current_version())
+        sync_bag_to_db(bag, bundle.name, bundle_version=None)
     import uvicorn
     from airflow.api_fastapi.app import create_app
 

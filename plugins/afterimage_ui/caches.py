@@ -10,6 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from tasks.cache.database import connect
+from tasks.cache.migrating import prepare
 from tasks.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -30,14 +31,21 @@ def settings() -> Settings:
 
 @cache
 def page_cache() -> Engine:
-    """For pages: a statement that takes longer than PAGE_TIMEOUT is ended."""
-    return connect(settings().database_url, PAGE_TIMEOUT, PAGE_CONNECTIONS)
+    """For pages: a statement that takes longer than PAGE_TIMEOUT is ended. Raises MigrationNeeded."""
+    return _opened(PAGE_TIMEOUT, PAGE_CONNECTIONS)
 
 
 @cache
 def export_cache() -> Engine:
-    """For exports, which may take minutes; so many run at the same time, and the next one waits its turn."""
-    return connect(settings().database_url, EXPORT_TIMEOUT, EXPORT_CONNECTIONS)
+    """For exports, which may take minutes; so many run at the same time. Raises MigrationNeeded."""
+    return _opened(EXPORT_TIMEOUT, EXPORT_CONNECTIONS)
+
+
+def _opened(patience: timedelta, connections: int) -> Engine:
+    """Migrated where it is SQLite, which a first look may even make; checked where it is PostgreSQL."""
+    engine = connect(settings().database_url, patience, connections)
+    prepare(engine)
+    return engine
 
 
 def _connection_url(name: str) -> str | None:
