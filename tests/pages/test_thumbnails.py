@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from pathlib import Path
 
 import httpx
@@ -11,7 +12,9 @@ import pytest
 from PIL import Image
 
 from tests.pages.conftest import IMAGES
-from tests.pictures import picture, tinted_picture
+from tests.pictures import picture, tinted_picture, write_pictures, write_small_bundle
+from tests.runner import Runner
+from tests.site import serving_site
 
 pytestmark = pytest.mark.alone
 
@@ -86,3 +89,30 @@ def test_what_is_no_jpeg_is_not_given_out(admin: httpx.Client, folder: Path) -> 
         assert admin.get(address("photos", digest)).status_code == 404
     finally:
         place.write_bytes(kept)
+
+
+def test_a_bucket_is_read_with_the_connection_that_the_dags_use(
+    tmp_path: Path, home: Path, bucket: str, s3_settings: dict[str, str]
+) -> None:
+    """The API server's environment knows neither the store nor its keys."""
+    write_pictures(tmp_path / "images", 2)
+    model = write_small_bundle(tmp_path / "model")
+    place = f"s3://{bucket}/small"
+    table = {"images": str(tmp_path / "images"), "model": str(model), "thumbnails": place}
+    Runner(home, f"sqlite:///{tmp_path / 'cache.db'}", s3_settings, name="photos", **table).run()
+    file = tmp_path / "pipelines.toml"
+    file.write_text("[photos]\n" + "".join(f'{key} = "{value}"\n' for key, value in table.items()))
+    environment = {"AFTERIMAGE_DATABASE": f"sqlite:///{tmp_path / 'cache.db'}", "AFTERIMAGE_PIPELINES": str(file)}
+    with serving_site(tmp_path / "airflow", environment) as site, site.client("admin") as client:
+        given = {
+            "connection_id": "afterimage_storage",
+            "conn_type": "aws",
+            "login": s3_settings["s3_access_key"],
+            "password": s3_settings["s3_secret_key"],
+            "extra": json.dumps({"endpoint_url": s3_settings["s3_endpoint"], "region_name": s3_settings["s3_region"]}),
+        }
+        assert client.post("/api/v2/connections", json=given).status_code == 201
+        shown = client.get(address("photos", of(picture(1))))
+        missing = client.get(address("photos", of(picture(2))))
+    assert (shown.status_code, missing.status_code) == (200, 404)
+    assert Image.open(io.BytesIO(shown.content)).format == "JPEG"

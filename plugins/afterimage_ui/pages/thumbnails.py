@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from hashlib import sha256
 
 from fastapi import APIRouter, HTTPException, Request, Response
 
@@ -22,11 +23,11 @@ def thumbnail(request: Request, pipeline: str, digest: str, key: str | None = No
     store = store_of(pipeline) if _DIGEST.fullmatch(digest) else None
     if store is None or not is_of_pipeline(caches.page_cache(), pipeline, bytes.fromhex(digest), key):
         raise HTTPException(404)
-    # A thumbnail is made of the bytes that its digest names; one that a later run writes anew looks the same.
-    headers = {"ETag": f'"{digest}"', "Cache-Control": "private, max-age=86400"}
-    if request.headers.get("if-none-match") == headers["ETag"]:
-        return Response(status_code=304, headers=headers)
     data = store.get(digest)
     if data is None:
         raise HTTPException(404)
+    # By its content: a model with another crop may have it written anew.
+    headers = {"ETag": f'"{sha256(data).hexdigest()[:32]}"', "Cache-Control": "private, max-age=86400"}
+    if request.headers.get("if-none-match") == headers["ETag"]:
+        return Response(status_code=304, headers=headers)
     return Response(data, media_type="image/jpeg", headers=headers)
