@@ -150,7 +150,7 @@ def _end_of_piece(connection: Connection, question: Question, after: str | None,
 def _walk_margins(connection: Connection, question: Question, after: Place | None) -> Found:
     deadline = time.monotonic() + question.patience.total_seconds()
     rows: list[Row[Any]] = []
-    labels = connection.execute(label_indexes(question.model.model_no, question.asked.label)).scalars().all()
+    labels = list(connection.execute(label_indexes(question.model.model_no, question.asked.label)).scalars())
     looked_at = 0
     while True:
         candidates, more = _least_certain(connection, question, labels, after)
