@@ -51,7 +51,7 @@ def test_filters_narrow(viewer: httpx.Client) -> None:
     assert all_keys(viewer, f"{BROWSE}?contains=win") == ["dogs/twin.png"]
     labels = [all_keys(viewer, f"{BROWSE}?label={label}") for label in ("dark", "red", "green", "blue")]
     assert sorted(key for found in labels for key in found) == all_keys(viewer, BROWSE)
-    assert max(map(len, labels)) < 121
+    assert [] in labels
     assert all_keys(viewer, f"{BROWSE}?before=2000-01-01") == []
     assert len(all_keys(viewer, f"{BROWSE}?since=2000-01-01&score_from=0&margin_to=1")) == 121
 

@@ -90,7 +90,7 @@ def of_prediction(asked: Filter, model_no: int) -> list[ColumnElement[bool]]:
     return conditions
 
 
-def label_indexes(model_no: int, label: str | None) -> Select[tuple[int]]:
+def label_indexes(model_no: int, label: str | None) -> Select[int]:
     """The outputs of a model that are called so: two may have one name, as ImageNet's cranes. All for None."""
     found = select(model_label.c.label_index).where(model_label.c.model_no == model_no)
     return found if label is None else found.where(model_label.c.label == label)
