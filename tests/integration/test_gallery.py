@@ -42,7 +42,7 @@ def fill(engine: Engine, count: int, seed: int = 1) -> None:
     draw = random.Random(seed)
     digests = [sha256(str(number).encode()).digest() for number in range(count // 2)]
     with writing(engine) as connection:
-        connection.execute(insert(source), [{"source_no": n, "uri": f"s3://{n}"} for n in (1, 2)])
+        connection.execute(insert(source), [{"source_no": 1, "uri": SCOPE.source}, {"source_no": 2, "uri": "s3://2"}])
         models = [{"model_no": n, "model_id": str(n) * 64} for n in (1, 2)]
         constant = {"name": "small", "version": "1", "spec": "{}", "created_at": START}
         connection.execute(insert(model), [{**one, **constant} for one in models])

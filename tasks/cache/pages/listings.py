@@ -16,18 +16,19 @@ from sqlalchemy import (
     JSON,
     BigInteger,
     Boolean,
+    Column,
     ColumnElement,
     Connection,
     Double,
     Engine,
+    MetaData,
     Row,
     Select,
+    Table,
     Text,
-    column,
     func,
     literal,
     select,
-    table,
     tuple_,
 )
 
@@ -258,10 +259,10 @@ def _count(connection: Connection, listing: Listing) -> int:
     return int(connection.execute(select(func.count()).select_from(listing.query.subquery())).scalar_one())
 
 
-def _view(name: str, kinds: Mapping[str, Kind]) -> Any:
+def _view(name: str, kinds: Mapping[str, Kind]) -> Table:
     """A view of docs/sql.md, with the types of its columns."""
-    columns = [column(part, Key if part == "key" else _TYPES[kind]) for part, kind in kinds.items()]
-    return table(name, *columns, schema=SCHEMA)
+    columns: list[Column[Any]] = [Column(part, Key if part == "key" else _TYPES[kind]) for part, kind in kinds.items()]
+    return Table(name, MetaData(schema=SCHEMA), *columns)
 
 
 def _plain(value: Any, kind: Kind) -> Any:

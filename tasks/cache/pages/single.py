@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Engine, Row, and_, or_, select
+from sqlalchemy import ColumnElement, Engine, Row, and_, or_, select
 
 from tasks.cache.database import reading
 from tasks.cache.pages.filters import key_range
@@ -15,9 +15,13 @@ from tasks.cache.schema import failure, image, model, pipeline, prediction, revi
 
 MOST = 50
 
-_OF_A_MODEL = (model.c.model_id, model.c.name.label("model_name"), model.c.version.label("model_version"))
-_A_TWIN = (source.c.uri.label("source"), image.c.source_no, image.c.key, image.c.deleted_at)
-_SAID = (review.c.label, review.c.reviewer, review.c.reviewed_at)
+Columns = tuple[ColumnElement[Any], ...]
+
+_OF_A_MODEL: Columns = (model.c.model_id, model.c.name.label("model_name"), model.c.version.label("model_version"))
+_A_PREDICTION: Columns = (*prediction.c, *_OF_A_MODEL, run.c.dag_id, run.c.run_id, run.c.pipeline)
+_A_FAILURE: Columns = (*failure.c, *_OF_A_MODEL)
+_A_TWIN: Columns = (source.c.uri.label("source"), image.c.source_no, image.c.key, image.c.deleted_at)
+_SAID: Columns = (review.c.label, review.c.reviewer, review.c.reviewed_at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,43 +50,39 @@ def image_of(engine: Engine, scope: PipelineScope, key: str) -> Row[Any] | None:
     """The image under a key; None where there is none, or where it is another pipeline's."""
     if not key.startswith(scope.prefix) or "\0" in key:
         return None
-    with reading(engine) as connection:
-        query = select(image).where(image.c.source_no == scope.source_no, image.c.key == key)
-        return connection.execute(query).one_or_none()
+    query = select(image).where(image.c.source_no == scope.source_no, image.c.key == key)
+    return next(iter(_rows(engine, query)), None)
 
 
 def predictions_of(engine: Engine, digest: bytes, seen: Visible) -> Sequence[Row[Any]]:
     """What the models have said of some bytes, the newest first, with the run that said it."""
     query = (
-        select(*prediction.c, *_OF_A_MODEL, run.c.dag_id, run.c.run_id, run.c.pipeline)
+        select(*_A_PREDICTION)
         .join(model, model.c.model_no == prediction.c.model_no)
         .outerjoin(run, run.c.run_no == prediction.c.run_no)
         .where(prediction.c.model_no.in_(seen.models), prediction.c.digest == digest)
         .order_by(prediction.c.predicted_at.desc(), prediction.c.model_no.desc())
         .limit(MOST)
     )
-    with reading(engine) as connection:
-        return connection.execute(query).all()
+    return _rows(engine, query)
 
 
 def failures_of(engine: Engine, scope: PipelineScope, key: str, seen: Visible) -> Sequence[Row[Any]]:
     """The quarantine's rows for a key, the newest first."""
     query = (
-        select(*failure.c, *_OF_A_MODEL)
+        select(*_A_FAILURE)
         .join(model, model.c.model_no == failure.c.model_no)
         .where(failure.c.source_no == scope.source_no, failure.c.key == key, failure.c.model_no.in_(seen.models))
         .order_by(failure.c.last_failed_at.desc())
         .limit(MOST)
     )
-    with reading(engine) as connection:
-        return connection.execute(query).all()
+    return _rows(engine, query)
 
 
 def review_of(engine: Engine, name: str, digest: bytes) -> Row[Any] | None:
     """What a person said of some bytes in a pipeline."""
-    query = select(*_SAID)
-    with reading(engine) as connection:
-        return connection.execute(query.where(review.c.pipeline == name, review.c.digest == digest)).one_or_none()
+    query = select(*_SAID).where(review.c.pipeline == name, review.c.digest == digest)
+    return next(iter(_rows(engine, query)), None)
 
 
 def twins_of(engine: Engine, found: Row[Any], seen: Visible) -> Sequence[Row[Any]]:
@@ -98,5 +98,10 @@ def twins_of(engine: Engine, found: Row[Any], seen: Visible) -> Sequence[Row[Any
         .order_by(image.c.source_no, image.c.key)
         .limit(MOST)
     )
+    return _rows(engine, query)
+
+
+def _rows(engine: Engine, query: Any) -> Sequence[Row[Any]]:
     with reading(engine) as connection:
-        return connection.execute(query).all()
+        found: Sequence[Row[Any]] = connection.execute(query).all()
+        return found
