@@ -130,8 +130,9 @@ prediction = Table(
     Column("predicted_at", Moment, nullable=False),
     Column("cascade_stage", SmallInteger),
 )
-# The least certain of a label come first; the pages merge the labels where they want those of a model.
-Index("prediction_label", prediction.c.model_no, prediction.c.label_index, prediction.c.margin)
+# The least certain of a label come first; the pages merge the labels where they want those of a model. With the digest a page
+# goes on where the last one ended, however many have a margin of exactly 1.
+Index("prediction_label", prediction.c.model_no, prediction.c.label_index, prediction.c.margin, prediction.c.digest)
 
 failure = Table(
     "failure",

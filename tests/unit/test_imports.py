@@ -86,6 +86,7 @@ ORDER = (
     {"engines"},
     {"road"},
     {"progress", "tables"},
+    {"exporting"},
     {"doctor"},
     {"cli"},
     {"__main__"},
