@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from fastapi import FastAPI, Request, Response
 from fastapi.templating import Jinja2Templates
 from sqlalchemy.exc import SQLAlchemyError
 
+from afterimage_ui.caches import settings
 from tasks.errors import AfterimageError
+from tasks.pipelines import find_pipeline
 from tasks.tables import printable
 
 log = logging.getLogger(__name__)
@@ -59,6 +62,24 @@ def tell_problems(app: FastAPI) -> None:
         else:
             told = "The cache could not be read. Run ./afterimage doctor where the API server runs."
         return render(request, "problem.html", 503, problem=told)
+
+
+def has_thumbnails(pipeline: str | None) -> bool:
+    """Whether a pipeline keeps thumbnails, by what pipelines.toml says now."""
+    path = settings().pipelines
+    try:
+        return pipeline is not None and _keeps_thumbnails(path, path.stat().st_mtime_ns, pipeline)
+    except OSError:
+        return False
+
+
+@lru_cache(maxsize=256)
+def _keeps_thumbnails(path: Path, _written: int, pipeline: str) -> bool:
+    """What a state of pipelines.toml says; False for a pipeline that is not in it, or is wrong there."""
+    try:
+        return getattr(find_pipeline(path, pipeline), "thumbnails", None) is not None
+    except AfterimageError:
+        return False
 
 
 def _count(value: float | None) -> str:
