@@ -11,6 +11,8 @@ from typing import Any
 from urllib.parse import quote
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from fastapi.templating import Jinja2Templates
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -49,6 +51,12 @@ def tell_problems(app: FastAPI) -> None:
     @app.exception_handler(PageProblem)
     def _tell(request: Request, problem: PageProblem) -> Response:
         return render(request, "problem.html", problem.status, problem=str(problem))
+
+    @app.exception_handler(RequestValidationError)
+    def _tell_invalid(_request: Request, problem: RequestValidationError) -> Response:
+        # FastAPI would send back what was found, which may be no text; our pages show what stands in `detail`.
+        told = (f"{'.'.join(str(part) for part in error['loc'])}: {error['msg']}" for error in problem.errors())
+        return JSONResponse({"detail": printable("; ".join(told))}, 422)
 
     @app.exception_handler(AfterimageError)
     def _tell_ours(request: Request, problem: AfterimageError) -> Response:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,8 @@ from tasks.cache.pages import reviewing, walking
 from tasks.cache.pages.scope import PipelineScope, pipeline_scope
 from tasks.cache.pages.uncertain import Uncertain, uncertain
 from tasks.cache.pages.walking import Position
+from tasks.optimisation.truth import read_truth
+from tests.command_line import exit_code
 from tests.pictures import tinted_picture, write_small_bundle
 from tests.runner import Runner
 
@@ -159,6 +164,55 @@ def test_how_often_the_model_was_right(scene: Scene) -> None:
     assert reviewing.judged(scene.engine, "photos", most=5) == reviewing.Judged(5, 4, True)
     assert reviewing.judged(scene.engine, "photos", model_no + 1) == reviewing.Judged(0, 0, False)
     assert reviewing.judged(scene.engine, "all").share is None
+
+
+def reviewed(scene: Scene) -> dict[str, str]:
+    """Two reviews, one of them of twins; {key: label}."""
+    model_no = scene.scope.current.model_no
+    for number, label in ((7, "red"), (8, "blue")):
+        reviewing.save_review(scene.engine, "photos", scene.digest(number), label, model_no, "uma")
+    reviewing.save_review(scene.engine, "all", scene.digest(10), "dark", model_no, "uma")
+    return {"000-twin.png": "red", "007.png": "red", "008.png": "blue"}
+
+
+def command(scene: Scene, monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
+    monkeypatch.setenv("AFTERIMAGE_DATABASE", scene.runner.settings.database_url)
+    assert exit_code(monkeypatch, ["reviews", "photos", *options]) == 0
+
+
+def test_the_command_line_writes_reviews(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = reviewed(scene)
+    command(scene, monkeypatch)
+    told = capsys.readouterr()
+    assert told.err == "3 reviewed images of photos.\n"
+    rows = list(csv.DictReader(io.StringIO(told.out)))
+    assert list(rows[0]) == ["source", "key", "digest", "label", "predicted_label", "reviewer", "reviewed_at"]
+    assert {row["key"]: row["label"] for row in rows} == expected
+    said = scene.runner.predictions()
+    assert all(row["predicted_label"] == said[row["key"]][3] and row["reviewer"] == "uma" for row in rows)
+    assert rows[1]["digest"] == scene.digest(7).hex()
+
+    command(scene, monkeypatch, "--format", "jsonl")
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["key"] for line in lines] == sorted(expected)
+    assert [list(line) for line in lines] == [list(rows[0])] * 3
+
+
+def test_the_labels_are_those_that_models_are_judged_by(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Keys as they are, in the order of nothing: what `--labels` reads gives the same labels."""
+    odd = '=a, "b"\nc.png'
+    (scene.folder / "some" / odd).write_bytes(tinted_picture(8))
+    scene.runner.run()
+    expected = reviewed(scene) | {odd: "blue"}
+    command(scene, monkeypatch, "--format", "labels", "--output", str(tmp_path / "labels.csv"))
+    names = labels(scene.engine, scene.scope)
+    truth = read_truth(tmp_path / "labels.csv", names, scene.runner.predictions())
+    assert {key: names[index] for key, index in truth.items()} == expected
+    assert exit_code(monkeypatch, ["reviews", "photos", "--output", str(tmp_path / "no" / "file")]) == 2
 
 
 @pytest.mark.parametrize(

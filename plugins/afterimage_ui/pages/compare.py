@@ -35,7 +35,7 @@ def page(
         return shell.render(request, "compare.html", pipeline=pipeline, current="compare", scope=scope, pair=None)
     pair = _pair(scope, a, b)
     position = asking.position_in(after)
-    differences = Found[Difference]([], None, 0)
+    differences: Found[Difference] = Found([], None, 0)
     if can_be_stored(from_) and can_be_stored(to):
         differences = comparison.differing(cache, scope, *pair, from_ or None, to or None, position, IMAGES)
     agreement = comparison.agreement(cache, pipeline, *pair)

@@ -54,7 +54,7 @@ def page(
     most, position = asking.number_in("margin_to", margin_to), asking.position_in(after)
     model = scope.current
     known = not label or (can_be_stored(label) and reviewing.has_label(cache, model.model_no, label))
-    found = Found[Uncertain]([], None, 0)
+    found: Found[Uncertain] = Found([], None, 0)
     if known:
         found = uncertain(cache, scope, model, label or None, position, BATCH, most)
     labels = reviewing.labels_of(cache, model.model_no)
