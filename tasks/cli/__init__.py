@@ -28,6 +28,7 @@ from tasks.cli.erasing import erase
 from tasks.cli.models import models
 from tasks.cli.options import AsCsv, AsJson, Database, cache_of, check_one_form, settings_of
 from tasks.cli.retrying import retry
+from tasks.cli.reviews import reviews
 from tasks.errors import AfterimageError, ConfigurationError, DecoderStalled, Interrupted, TooManyFailures
 from tasks.pipelines import Pipeline, find_pipeline, make_pipeline
 from tasks.plan import RunRequest
@@ -51,6 +52,8 @@ app.add_typer(models, name="models")
 app.command()(retry)
 
 app.command()(erase)
+
+app.command()(reviews)
 
 
 def main() -> None:

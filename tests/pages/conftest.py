@@ -1,4 +1,5 @@
-"""A site over real runs: the pipelines `photos` and `others` over one bucket, and `secret`, which not everybody may see."""
+"""A site over real runs: the pipelines `photos` and `others` over one bucket, `secret`, which not everybody may see, and
+`compared`, which has run with two models."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.pairs import write_pair_counts
 from tests.pictures import picture, tinted_picture, write_small_bundle
 from tests.runner import Runner
 from tests.site import Site, serving_site
@@ -46,6 +48,31 @@ def write_images(folder: Path, count: int = IMAGES, failures: int = FAILURES) ->
     return sorted([*keys, "dogs/twin.png"])
 
 
+# A pipeline with two models, over images of its own: some thirty of the sixty are seen alike.
+COMPARED_IMAGES = 60
+HOSTILE_KEY = "a&b #1%20/<script>alert('x')\u202e\n\"?.png"
+COMPARED_SEEDS = {"before": 1, "current": 7}
+COMPARED = """
+[compared]
+images = "{images}"
+model = "{current}"
+"""
+
+
+def run_compared(folder: Path, home: Path, url: str) -> str:
+    """Run `compared` with one model and then with the other; its table for pipelines.toml."""
+    keys = [f"{number:03}.png" for number in range(COMPARED_IMAGES - 1)] + [HOSTILE_KEY]
+    for number, key in enumerate(keys, start=1_000):
+        path = folder / "compared" / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(tinted_picture(number))
+    models = {name: write_small_bundle(folder / f"compared-{name}", seed) for name, seed in COMPARED_SEEDS.items()}
+    for model in models.values():
+        Runner(home, url, name="compared", images=str(folder / "compared"), model=str(model)).run()
+    write_pair_counts(url, ["compared"])
+    return COMPARED.format(images=folder / "compared", **models)
+
+
 @pytest.fixture(scope="session")
 def seeded(tmp_path_factory: pytest.TempPathFactory, home: Path) -> dict[str, str]:
     """Environment of a site whose pipelines have run, on SQLite."""
@@ -65,6 +92,7 @@ def seeded(tmp_path_factory: pytest.TempPathFactory, home: Path) -> dict[str, st
         images = folder / ("hidden" if name == "secret" else "images")
         small = {"thumbnails": str(folder / "thumbnails")} if name == "photos" else {}
         Runner(home, url, name=name, images=str(images), model=str(model), **small).run()
+    file.write_text(file.read_text() + run_compared(folder, home, url))
     return {"AFTERIMAGE_DATABASE": url, "AFTERIMAGE_PIPELINES": str(file), "AFTERIMAGE_HOME": str(folder / "home")}
 
 
