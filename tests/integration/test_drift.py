@@ -52,7 +52,7 @@ def images(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make(tmp_path: Path, home: Path, images: Path, database_url: str) -> Make:
-    def runner(seed: int = 7, **table: Any) -> Runner:
+    def runner(seed: int = 10, **table: Any) -> Runner:
         model = tmp_path / f"model-{seed}"
         if not model.exists():
             write_small_bundle(model, seed)
