@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 
 import httpx
@@ -128,4 +130,65 @@ def narrow(site: Site) -> Iterator[httpx.Client]:
 def anonymous(site: Site) -> Iterator[httpx.Client]:
     """Nobody in particular."""
     with site.client(None) as client:
+        yield client
+
+
+DAYS = """
+[days]
+images = "{images}"
+model = "{model}"
+schedule = "@daily"
+baseline = ["2026-10-01", "2026-10-03"]
+drift_limit = 0.25
+
+[secret]
+images = "{images}"
+model = "{model}"
+"""
+# What the model of `days` calls dark and bright images: text that would be taken for more than text.
+DAYS_LABELS = ("never", "<b>bright</b>", "dim & dark", "blue")
+
+
+@pytest.fixture(scope="session")
+def days_seeded(tmp_path_factory: pytest.TempPathFactory, home: Path) -> dict[str, str]:
+    """Environment of a site whose images are of ten days in October: half of them bright for six days, then most of them;
+    and few on the eighth."""
+    from tasks.errors import DriftExceeded
+    from tests.integration.test_drift import write_images as write_grey
+
+    folder = tmp_path_factory.mktemp("days")
+    model = write_small_bundle(folder / "model", 10, labels=DAYS_LABELS)
+    for day in range(10):
+        bright, dark = (5, 5) if day == 7 else (30, 30) if day < 6 else (54, 6)
+        write_grey(folder / "images", day * 100, bright, day, 200)
+        write_grey(folder / "images", day * 100 + bright, dark, day, 0)
+    file = folder / "pipelines.toml"
+    file.write_text(DAYS.format(images=folder / "images", model=model))
+    url = f"sqlite:///{folder / 'cache.db'}"
+    with contextlib.suppress(DriftExceeded):
+        runner = Runner(home, url, name="days", images=str(folder / "images"), model=str(model))
+        runner.run()
+        limited = {"baseline": (date(2026, 10, 1), date(2026, 10, 3)), "drift_limit": 0.25}
+        write_grey(folder / "images", 5000, 60, 11, 200)
+        Runner(home, url, name="days", images=str(folder / "images"), model=str(model), **limited).run()
+    home = folder / "home"
+    return {
+        "AFTERIMAGE_DATABASE": url,
+        "AFTERIMAGE_PIPELINES": str(file),
+        "AFTERIMAGE_HOME": str(home),
+        "AFTERIMAGE_COST_PER_HOUR": "3600",
+    }
+
+
+@pytest.fixture(scope="session")
+def days_site(days_seeded: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A site of its own, with a price, over images of several days."""
+    with serving_site(tmp_path_factory.mktemp("airflow-days"), days_seeded) as found:
+        yield found
+
+
+@pytest.fixture
+def days_admin(days_site: Site) -> Iterator[httpx.Client]:
+    """Who may do everything there."""
+    with days_site.client("admin") as client:
         yield client
