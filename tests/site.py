@@ -66,7 +66,9 @@ def serving_site(home: Path, environment: Mapping[str, str]) -> Iterator[Site]:
         **environment,
     }
     with open(log, "wb") as out:
-        command = [sys.executable, "-m", "tests.site", str(port)]
+        # The tests' own conftest drops AFTERIMAGE_* from the environment of whoever imports it.
+        kept = {name: value for name, value in environment.items() if name.startswith("AFTERIMAGE_")}
+        command = [sys.executable, "-m", "tests.site", str(port), json.dumps(kept)]
         environment = {**outer_environment(), **given, "PYTHONPATH": f"{ROOT}:{ROOT / 'dags'}"}
         server = subprocess.Popen(
             command, env=environment, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
@@ -107,4 +109,5 @@ def serve(port: int) -> None:
 
 
 if __name__ == "__main__":
+    os.environ.update(json.loads(sys.argv[2]))
     serve(int(sys.argv[1]))
