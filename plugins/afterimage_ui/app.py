@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from fastapi import FastAPI, Request, Response
 
 from afterimage_ui import shell
-from afterimage_ui.pages import assets, run
+from afterimage_ui.pages import assets, failures, run
 
 HEADERS = {
     "Content-Security-Policy": (
@@ -26,7 +26,7 @@ HEADERS = {
 def create_app() -> FastAPI:
     """The app; its routes are plain functions, so that a slow query holds a thread and not the API server."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-    for page in (assets, run):
+    for page in (assets, failures, run):
         app.include_router(page.router)
     app.middleware("http")(_guard)
     shell.tell_problems(app)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 import pytest
@@ -12,6 +13,9 @@ import pytest
 from tests.pictures import picture, tinted_picture, write_small_bundle
 from tests.runner import Runner
 from tests.site import Site, serving_site
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 IMAGES = 120
 FAILURES = 3
@@ -97,3 +101,21 @@ def anonymous(site: Site) -> Iterator[httpx.Client]:
     """Nobody in particular."""
     with site.client(None) as client:
         yield client
+
+
+@pytest.fixture
+def browser_page(site: Site) -> Iterator[Page]:
+    """Chromium, signed in as who may do everything; the test fails where our page breaks its own policy."""
+    from playwright.sync_api import sync_playwright
+
+    from tests.browser.test_ui import FLAGS
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=list(FLAGS))
+        context = browser.new_context(base_url=site.address)
+        context.add_cookies([{"name": "_token", "value": site.token("admin"), "url": site.address}])
+        page, said = context.new_page(), list[str]()
+        page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+        yield page
+        browser.close()
+        assert [text for text in said if "Content Security Policy" in text] == []

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import httpx
@@ -19,6 +20,9 @@ from tasks.plan import RunRequest, ShardDescriptor
 from tests.pages.conftest import FAILURES, IMAGES
 from tests.pictures import picture, tinted_picture
 from tests.runner import Runner
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 pytestmark = pytest.mark.alone
 
@@ -189,3 +193,24 @@ def test_a_run_of_a_pipeline_that_one_may_not_see_is_refused(
     assert admin.get(hidden).status_code == 200
     assert narrow.get(hidden).status_code == 403
     assert narrow.get(address_of(seeded, "photos")).status_code == 200
+
+
+@pytest.mark.chromium
+def test_the_page_refreshes_itself_until_the_run_has_ended(browser_page: Page, going: Going) -> None:
+    from playwright.sync_api import expect
+
+    page = browser_page
+    page.goto(address(going.request))
+    page.evaluate("window.stayed = true")
+    expect(page.get_by_test_id("progress")).to_contain_text("shards 0 of 3 done")
+    for number in range(3):
+        going.predict(number)
+    expect(page.get_by_test_id("progress")).to_contain_text("shards 3 of 3 done · to be published", timeout=15_000)
+    road.publish_run(going.request, going.runner.settings)
+    expect(page.get_by_role("heading", level=1)).to_have_text("success: 31 images listed", timeout=15_000)
+    expect(page.locator("[data-live]")).to_have_attribute("data-live", "ended")
+    assert page.evaluate("window.stayed") is True, "no page was loaded anew"
+    requests = list[str]()
+    page.on("request", lambda request: requests.append(request.url))
+    page.wait_for_timeout(3500)
+    assert requests == []

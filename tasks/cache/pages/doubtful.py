@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,5 +101,5 @@ def _keys(connection: Connection, found: RunProgress, digests: Sequence[bytes]) 
     query = select(image.c.digest, func.min(image.c.key)).where(
         image.c.digest.in_(digests), image.c.source_no == found.source_no, under
     )
-    rows: Iterable[Row[Any]] = connection.execute(query.group_by(image.c.digest)) if digests else []
-    return {bytes(digest): key for digest, key in rows}
+    rows = connection.execute(query.group_by(image.c.digest)).all() if digests else []
+    return {bytes(row[0]): row[1] for row in rows}
