@@ -8,14 +8,19 @@ import shutil
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 import pytest
 
+from tests.browser.chromium import chromium, signed_in
 from tests.pairs import write_pair_counts
 from tests.pictures import picture, tinted_picture, write_small_bundle
 from tests.runner import Runner
 from tests.site import Site, serving_site
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 IMAGES = 120
 FAILURES = 3
@@ -192,3 +197,13 @@ def days_admin(days_site: Site) -> Iterator[httpx.Client]:
     """Who may do everything there."""
     with days_site.client("admin") as client:
         yield client
+
+
+@pytest.fixture
+def browser_page(site: Site) -> Iterator[Page]:
+    """Chromium, signed in as who may do everything; the test fails where our page breaks its own policy."""
+    with chromium() as browser:
+        page, said = signed_in(browser, site, "admin").new_page(), list[str]()
+        page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+        yield page
+        assert [text for text in said if "Content Security Policy" in text] == []
