@@ -11,12 +11,13 @@ from typing import Any
 from urllib.parse import quote
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.templating import Jinja2Templates
 from sqlalchemy.exc import SQLAlchemyError
 
 from afterimage_ui import caches
-from tasks.errors import AfterimageError
+from tasks.errors import AfterimageError, ConfigurationError
 from tasks.pipelines import find_pipeline
 from tasks.tables import printable
 
@@ -44,18 +45,21 @@ def render(request: Request, template: str, status: int = 200, **shown: Any) -> 
     )
 
 
-def has_thumbnails(pipeline: str) -> bool:
-    """Whether pipelines.toml asks for thumbnails of a pipeline; False where it cannot be read, which the DAGs tell of."""
+def has_thumbnails(pipeline: str | None) -> bool:
+    """Whether a pipeline keeps thumbnails, by its table; False where it has none or cannot be read."""
     path = caches.settings().pipelines
     try:
-        return _asks_for_thumbnails(path, path.stat().st_mtime_ns, pipeline)
-    except (OSError, AfterimageError):
+        return pipeline is not None and _has_thumbnails(path, path.stat().st_mtime_ns, pipeline)
+    except OSError:
         return False
 
 
 @lru_cache(maxsize=256)
-def _asks_for_thumbnails(path: Path, _changed_at: int, pipeline: str) -> bool:
-    return getattr(find_pipeline(path, pipeline), "thumbnails", None) is not None
+def _has_thumbnails(path: Path, _changed_at: int, pipeline: str) -> bool:
+    try:
+        return getattr(find_pipeline(path, pipeline), "thumbnails", None) is not None
+    except ConfigurationError:
+        return False
 
 
 def tell_problems(app: FastAPI) -> None:
@@ -64,6 +68,12 @@ def tell_problems(app: FastAPI) -> None:
     @app.exception_handler(PageProblem)
     def _tell(request: Request, problem: PageProblem) -> Response:
         return _told(request, str(problem), problem.status)
+
+    @app.exception_handler(RequestValidationError)
+    def _tell_invalid(_request: Request, problem: RequestValidationError) -> Response:
+        # FastAPI would send back what was found, which may be no text; our pages show what stands in `detail`.
+        told = (f"{'.'.join(str(part) for part in error['loc'])}: {error['msg']}" for error in problem.errors())
+        return JSONResponse({"detail": printable("; ".join(told))}, 422)
 
     @app.exception_handler(AfterimageError)
     def _tell_ours(request: Request, problem: AfterimageError) -> Response:

@@ -269,7 +269,8 @@ review = Table(
     Column("reviewed_at", Moment, nullable=False),
 )
 
-# What runs have added up. Each row says which run it is from, so that a run which is published again replaces its own.
+# What runs have added up. Each row says which attempt at which run it is from: a run that is published again replaces its own,
+# and one that begins anew keeps what came with the attempt before.
 label_count = Table(
     "label_count",
     metadata,
@@ -278,6 +279,7 @@ label_count = Table(
     Column("day", Date, primary_key=True),
     Column("label_index", Integer, primary_key=True),
     Column("run_no", Integer, primary_key=True),
+    Column("generation", Integer, primary_key=True, server_default="1"),
     Column("images", BigInteger, nullable=False),
 )
 Index("label_count_run", label_count.c.run_no)
@@ -290,6 +292,7 @@ score_count = Table(
     Column("day", Date, primary_key=True),
     Column("bin", SmallInteger, primary_key=True),
     Column("run_no", Integer, primary_key=True),
+    Column("generation", Integer, primary_key=True, server_default="1"),
     Column("images", BigInteger, nullable=False),
 )
 Index("score_count_run", score_count.c.run_no)
@@ -303,6 +306,7 @@ pair_count = Table(
     Column("label_index", Integer, primary_key=True),
     Column("other_label_index", Integer, primary_key=True),
     Column("run_no", Integer, primary_key=True),
+    Column("generation", Integer, primary_key=True, server_default="1"),
     Column("images", BigInteger, nullable=False),
 )
 Index("pair_count_run", pair_count.c.run_no)

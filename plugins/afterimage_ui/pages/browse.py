@@ -11,6 +11,7 @@ from afterimage_ui import caches, shell
 from afterimage_ui.access import READ_PIPELINE
 from afterimage_ui.asked import ORDERS, Asked, asked_of, place_of, written_place
 from afterimage_ui.subjects import model_of, scope_of
+from afterimage_ui.thumbnails import thumbnails_of
 from tasks.cache.pages import gallery
 from tasks.cache.pages.gallery import Found, Question
 from tasks.cache.pages.scope import ModelName, PipelineScope
@@ -44,7 +45,7 @@ def page(request: Request, pipeline: str) -> Response:
         orders=ORDERS,
         problems=[*asked.problems, *problems],
         labels=gallery.labels_of(caches.page_cache(), model.model_no),
-        thumbnails=shell.has_thumbnails(pipeline),
+        thumbnails=thumbnails_of(pipeline),
         **_shown(found, asked, after),
     )
 

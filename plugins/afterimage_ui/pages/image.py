@@ -11,6 +11,7 @@ from fastapi.responses import HTMLResponse
 from afterimage_ui import caches, shell
 from afterimage_ui.access import READ_PIPELINE, Reader, ReaderDep, dag_of
 from afterimage_ui.subjects import scope_of
+from afterimage_ui.thumbnails import thumbnails_of
 from tasks.cache.pages import single
 from tasks.cache.pages.scope import PipelineScope, known_pipelines
 from tasks.cache.pages.single import Visible
@@ -31,7 +32,7 @@ def page(request: Request, reader: ReaderDep, pipeline: str, key: str = "") -> R
         pipeline=pipeline,
         image=found,
         most=single.MOST,
-        thumbnails=shell.has_thumbnails(pipeline),
+        thumbnails=thumbnails_of(pipeline),
     )
 
 

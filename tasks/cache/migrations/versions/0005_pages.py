@@ -113,6 +113,7 @@ def create_sums(table: str) -> None:
         a_model("model_no", primary_key=True),
         *(a_sum_of(name) for name in SUMS[table]),
         sa.Column("run_no", sa.Integer, primary_key=True),
+        sa.Column("generation", sa.Integer, primary_key=True, server_default="1"),
         sa.Column("images", sa.BigInteger, nullable=False),
         schema=SCHEMA,
     )
