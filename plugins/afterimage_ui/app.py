@@ -11,7 +11,20 @@ from collections.abc import Awaitable, Callable
 from fastapi import FastAPI, Request, Response
 
 from afterimage_ui import shell
-from afterimage_ui.pages import api, assets, browse, compare, drift, export, failures, image, overview, review, run, thumbnails
+from afterimage_ui.pages import (
+    api,
+    assets,
+    browse,
+    compare,
+    drift,
+    export,
+    failures,
+    image,
+    overview,
+    review,
+    run,
+    thumbnails,
+)
 
 HEADERS = {
     "Content-Security-Policy": (
