@@ -7,12 +7,13 @@ the page is full or its time is spent: then the page says how far it came, and t
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, Select, and_, func, literal, not_, select, true, tuple_
+from sqlalchemy import Connection, Engine, Row, Select, and_, bindparam, func, literal, not_, select, true, tuple_
 
 from tasks.cache.database import is_sqlite, reading
 from tasks.cache.pages.filters import Filter, label_indexes, of_image, of_prediction, of_scope
@@ -26,6 +27,9 @@ _PIECES = (200, 1_000, 4_000)
 # Predictions that are taken from the index at once, and at least so many of each label.
 _CANDIDATES, _OF_EACH_LABEL = 2_000, 4
 _DIGESTS = 400
+
+# A prediction of the index: its margin, and the digest that it is of.
+Candidate = tuple[float, bytes]
 
 COLUMNS = (
     image.c.key,
@@ -160,14 +164,14 @@ def _walk_margins(connection: Connection, question: Question, after: Place | Non
             if len(rows) > question.limit:
                 last = rows[-2]
                 return Found(rows[:-1], Place(last.margin, last.digest, last.key), looked_at, False)
-            after = Place(group[-1].margin, group[-1].digest, None)
+            after = Place(*group[-1], None)
             if time.monotonic() >= deadline and (more or group[-1] is not candidates[-1]):
                 return Found(rows, after, looked_at, True)
         if not more:
             return Found(rows, None, looked_at, False)
 
 
-def _groups(candidates: Sequence[Row[Any]]) -> Iterable[Sequence[Row[Any]]]:
+def _groups(candidates: Sequence[Candidate]) -> Iterable[Sequence[Candidate]]:
     """A small group first: most pages are full after it."""
     first = 100
     if candidates:
@@ -178,7 +182,7 @@ def _groups(candidates: Sequence[Row[Any]]) -> Iterable[Sequence[Row[Any]]]:
 
 def _least_certain(
     connection: Connection, question: Question, labels: Sequence[int], after: Place | None
-) -> tuple[list[Row[Any]], bool]:
+) -> tuple[list[Candidate], bool]:
     """The next predictions of these labels together, and whether there are more: some of each label, merged.
 
     What lies beyond the last one of a label that has more to give is left for the next call.
@@ -186,43 +190,28 @@ def _least_certain(
     if not labels:
         return [], False
     each = max(_OF_EACH_LABEL, _CANDIDATES // len(labels))
-    found = connection.execute(_next_of_each(question, labels, after, each, is_sqlite(connection))).all()
-    by_label: dict[int, list[Row[Any]]] = {}
-    for row in found:
-        by_label.setdefault(row.label_index, []).append(row)
-    ends = [max(_order(row) for row in rows) for rows in by_label.values() if len(rows) == each]
-    merged = sorted(found, key=_order)
+    ranges = _ranges(connection, question, labels, after, each)
+    merged = sorted(candidate for found in ranges for candidate in found)
+    ends = [max(found) for found in ranges if len(found) == each]
     if not ends:
         return merged, False
-    return [row for row in merged if _order(row) <= min(ends)], True
+    return merged[: bisect_right(merged, min(ends))], True
 
 
-def _order(row: Row[Any]) -> tuple[float, bytes]:
-    return row.margin, row.digest
-
-
-def _next_of_each(
-    question: Question, labels: Sequence[int], after: Place | None, each: int, sqlite: bool
-) -> Select[Any]:
+def _ranges(
+    connection: Connection, question: Question, labels: Sequence[int], after: Place | None, each: int
+) -> list[list[Candidate]]:
     """The next `each` of every label: a range of the index prediction_label for each of them."""
-    if len(labels) == 1:
-        return _next_of(question, literal(labels[0]), after, each)
-    wanted = select(model_label.c.label_index).where(
-        model_label.c.model_no == question.model.model_no, model_label.c.label_index.in_(labels)
-    )
-    if question.asked.label is None:
-        wanted = label_indexes(question.model.model_no, None)
-    names = wanted.subquery("names")
-    if not sqlite:
-        ranges = _next_of(question, names.c.label_index, after, each).lateral("ranges")
-        return select(ranges).select_from(names.join(ranges, true()))
-    # SQLite has no LATERAL; a row of the index is found again by its digest.
-    digests = _next_of(question, names.c.label_index, after, each).correlate(names).with_only_columns(_inner.c.digest)
-    return select(prediction.c.label_index, prediction.c.margin, prediction.c.digest).join_from(
-        names,
-        prediction,
-        and_(prediction.c.model_no == question.model.model_no, prediction.c.digest.in_(digests.scalar_subquery())),
-    )
+    if is_sqlite(connection) or len(labels) == 1:
+        # SQLite has no LATERAL, and no way to a server that each question would have to take.
+        query = _next_of(question, bindparam("wanted", type_=prediction.c.label_index.type), after, each)
+        return [[(row[1], row[2]) for row in connection.execute(query, {"wanted": label})] for label in labels]
+    names = label_indexes(question.model.model_no, question.asked.label).subquery("names")
+    lateral = _next_of(question, names.c.label_index, after, each).lateral("ranges")
+    by_label: dict[int, list[Candidate]] = {}
+    for label, margin, digest in connection.execute(select(lateral).select_from(names.join(lateral, true()))):
+        by_label.setdefault(label, []).append((margin, digest))
+    return list(by_label.values())
 
 
 _inner = prediction.alias("candidate")
@@ -250,12 +239,12 @@ def _next_of(question: Question, label: Any, after: Place | None, each: int) -> 
 
 
 def _with_images(
-    connection: Connection, question: Question, group: Sequence[Row[Any]], after: Place | None, limit: int
+    connection: Connection, question: Question, group: Sequence[Candidate], after: Place | None, limit: int
 ) -> Sequence[Row[Any]]:
     """The images of these predictions, in the order of their margins."""
     query = (
         _joined(question, is_sqlite(connection))
-        .where(*of_scope(question.scope, question.asked), image.c.digest.in_([row.digest for row in group]))
+        .where(*of_scope(question.scope, question.asked), image.c.digest.in_([digest for _, digest in group]))
         .order_by(prediction.c.margin, image.c.digest, image.c.key)
         .limit(limit)
     )

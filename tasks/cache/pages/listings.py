@@ -152,8 +152,19 @@ class Listing:
 
     def row(self, found: Row[Any]) -> dict[str, Any]:
         """A row as plain values: digests in hex, JSON as lists and objects, moments in UTC."""
-        values = {**self.constants, **found._mapping}
-        return {name: _plain(values[name], kind) for name, kind in self.kinds.items()}
+        values = dict(
+            zip(found._fields, found, strict=True)
+        )  # Much faster than its mapping, and exports have many rows.
+        plain = {name: values[name] if name in values else self.constants[name] for name in self.kinds}
+        for name, kind in self.kinds.items():
+            value = plain[name]
+            if isinstance(value, bytes):
+                plain[name] = value.hex()
+            elif kind == "top_k" and isinstance(value, str):
+                plain[name] = json.loads(value)
+            elif kind == "flag" and value is not None:
+                plain[name] = bool(value)
+        return plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,11 +274,3 @@ def _view(name: str, kinds: Mapping[str, Kind]) -> Table:
     """A view of docs/sql.md, with the types of its columns."""
     columns: list[Column[Any]] = [Column(part, Key if part == "key" else _TYPES[kind]) for part, kind in kinds.items()]
     return Table(name, MetaData(schema=SCHEMA), *columns)
-
-
-def _plain(value: Any, kind: Kind) -> Any:
-    if isinstance(value, bytes):
-        return value.hex()
-    if kind == "top_k" and isinstance(value, str):
-        return json.loads(value)
-    return bool(value) if kind == "flag" and value is not None else value
