@@ -121,10 +121,14 @@ def test_a_notifier_that_is_not_there_is_found_before_it_is_needed(tmp_path: Pat
     file = written(
         tmp_path, f'[[photos.notify]]\nnotifier = "{SMTP}"\narguments = {{ to = "a@b.c", password = "{CANARY}" }}'
     )
-    found = {one.check: one for one in examine(load_settings(pipelines=file, database="sqlite://", device="cpu"), "photos")}
+    found = {
+        one.check: one for one in examine(load_settings(pipelines=file, database="sqlite://", device="cpu"), "photos")
+    }
     assert found["photos: notify"].ok, "SmtpNotifier takes any argument"
     file = written(tmp_path, f'[[photos.notify]]\nnotifier = "{SMTP}er"\narguments = {{ password = "{CANARY}" }}')
-    found = {one.check: one for one in examine(load_settings(pipelines=file, database="sqlite://", device="cpu"), "photos")}
+    found = {
+        one.check: one for one in examine(load_settings(pipelines=file, database="sqlite://", device="cpu"), "photos")
+    }
     assert not found["photos: notify"].ok
     assert CANARY not in found["photos: notify"].finding
 
