@@ -7,7 +7,9 @@ spaces, an emoji and `#?%`.
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from sklearn.datasets import load_digits
 
 SIDE = 32  # pixels: each scan is 8 x 8, enlarged four times
 SPECIAL_KEY = "odd names/a digit 🖊 with #?% in its name.png"
+DAYS, LAST_DAY = 30, datetime(2026, 10, 30, 12, tzinfo=UTC)
 NOT_SCANS = ("twins/", "damaged/", "odd names/")
 
 Scans = npt.NDArray[np.uint8]
@@ -63,12 +66,17 @@ def encode(scan: Scans, key: str) -> bytes:
 
 
 def write_folder(root: Path) -> int:
-    """Write the bucket as a folder; files that are there already stay as they are. Returns the number of objects."""
+    """Write the bucket as a folder; files that are there already stay as they are. Returns the number of objects.
+
+    The files are spread over the DAYS before LAST_DAY, as if some had come in on each of them.
+    """
     count = 0
     for key, data in objects():
         path = root / key
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists() or path.read_bytes() != data:
             path.write_bytes(data)
+            written = (LAST_DAY - timedelta(days=count % DAYS)).timestamp()
+            os.utime(path, (written, written))
         count += 1
     return count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,22 +29,22 @@ SPEC = ModelSpec(
 LABELS = tuple(str(digit) for digit in range(10))
 
 
-def write_model(folder: Path) -> None:
+def write_model(folder: Path, version: str = SPEC.version, epochs: int = EPOCHS) -> None:
     """Train the network and write its bundle; a bundle that is there already stays."""
     if (folder / "model.toml").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    write_bundle(folder, SPEC, LABELS, save(train().state_dict()))
+    write_bundle(folder, replace(SPEC, version=version), LABELS, save(train(epochs).state_dict()))
 
 
-def train() -> nn.Module:
+def train(epochs: int) -> nn.Module:
     """A network trained on the even scans, with a fixed seed."""
     torch.manual_seed(SEED)
     network = build(SPEC.architecture, len(LABELS), SPEC.options)
     classifier = Classifier(network, SPEC.preprocessing.mean, SPEC.preprocessing.std, torch.float32).train()
     pixels, digits = _training_set()
     optimiser = torch.optim.Adam(network.parameters(), lr=2e-3)
-    for _epoch in range(EPOCHS):
+    for _epoch in range(epochs):
         for chosen in torch.split(torch.randperm(len(digits)), BATCH):
             optimiser.zero_grad()
             nn.functional.cross_entropy(classifier(pixels[chosen]), digits[chosen]).backward()  # type: ignore[no-untyped-call]

@@ -7,30 +7,57 @@ import os
 import secrets
 import signal
 import subprocess
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from demo.__main__ import prepare, say
+from demo.__main__ import prepare, say, shorten
 from demo.local_airflow import COMMAND, home, migrate_airflow
 from demo.metadata import metadata_server
+from tasks.cache.pages.scope import known_pipelines
+from tasks.pipelines import find_pipeline
+from tasks.settings import load_settings
+from tasks.worker import open_cache
 
 PORT = int(os.environ.get("AIRFLOW__API__PORT", "8080"))
+EARLY_EPOCHS = 3
 METADATA = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
 
 
 def main() -> None:
     """Prepare, say where to look, and run `airflow standalone` to its end."""
     prepare()
+    prepare_history()
     with _metadata() as url:
         os.environ[METADATA] = url
         migrate_airflow()
         passwords = home() / "passwords.json"
         say(f"\nAirflow starts at http://localhost:{PORT}, which takes about a minute.")
         say(f"Sign in as admin with the password {password(passwords)}")
-        say("DAGs are paused at first: open predict_digits, press Trigger, and let it be unpaused. Ctrl-C ends it all.")
+        say(
+            "The pages: Browse -> Predictions. What is there so far is an older model's: open predict_digits, press Trigger and"
+        )
+        say("let it be unpaused (DAGs are paused at first), and compare. Ctrl-C ends it all.")
         say(f"Airflow's commands in another terminal: {METADATA}='{url}' scripts/with-airflow airflow ...\n")
         code = _run_standalone(passwords)
     raise SystemExit(code)
+
+
+def prepare_history() -> None:
+    """Have an older model predict the bucket first, so that the pages have something to show and to compare."""
+    settings = load_settings()
+    if known_pipelines(open_cache(settings)):
+        return
+    from demo.network import write_model
+
+    model = Path(find_pipeline(settings.pipelines, "digits").models[0])
+    early = model.with_name(f"{model.name}-0")
+    write_model(early, version="0", epochs=EARLY_EPOCHS)
+    say(f"an older model in {shorten(str(early))} predicts first:")
+    # 1 says that some images are broken, as they should be.
+    command = [sys.executable, "-m", "tasks", "predict", "digits", "--model", str(early)]
+    if subprocess.run(command, check=False).returncode > 1:
+        raise SystemExit("The older model could not predict. Run ./afterimage doctor.")
 
 
 def _metadata() -> AbstractContextManager[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
+from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -37,6 +38,7 @@ class Pipeline(BaseModel):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,100}$")]
     images: Annotated[str, Field(min_length=1)]
+    thumbnails: Annotated[str, Field(min_length=1)] | None = None
     model: str | tuple[str, ...]
     cascade_margin: float | tuple[float, ...] | None = Field(None, validate_default=True)
     schedule: str | None = None
@@ -50,12 +52,28 @@ class Pipeline(BaseModel):
     lookback_days: Annotated[int, Field(ge=0, le=3650)] = 3
     keep_runs_days: Annotated[float, Field(gt=0, le=36_500)] = 7.0
     max_failure_rate: Annotated[float, Field(ge=0, le=1)] = 0.05
+    baseline: tuple[date, date] | None = None
+    drift_limit: Annotated[float, Field(gt=0)] | None = None
+    drift_action: Literal["fail", "notify"] = "fail"
     notify: tuple[Notify, ...] = ()
 
     @field_validator("images")
     @classmethod
     def _names_a_store(cls, value: str) -> str:
         _check_location(value)
+        return value
+
+    @field_validator("thumbnails")
+    @classmethod
+    def _lie_apart(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None:
+            _check_location(value)
+            if parse_location(value).template is not None:
+                raise ValueError(
+                    "expected a folder or s3://BUCKET/PREFIX without a date: one place holds those of all days"
+                )
+            if "images" in info.data:
+                _check_apart(value, info.data["images"])
         return value
 
     @field_validator("model", mode="plain")
@@ -92,6 +110,26 @@ class Pipeline(BaseModel):
             return value
         raise ValueError('expected a cron expression such as "0 2 * * *" or "@daily", or "none"')
 
+    @field_validator("baseline", mode="plain")
+    @classmethod
+    def _is_a_span_of_days(cls, value: object) -> tuple[date, date] | None:
+        if value is None:
+            return None
+        if not isinstance(value, list | tuple) or len(value) != 2:
+            raise ValueError('expected the first day and the last one: ["2026-10-01", "2026-10-31"]')
+        first, last = (_day(one) for one in value)
+        if first > last:
+            raise ValueError("the first day comes after the last one")
+        return first, last
+
+    @field_validator("drift_limit")
+    @classmethod
+    def _has_a_baseline(cls, value: float | None, info: ValidationInfo) -> float | None:
+        # A baseline that is wrong is not there either, and that is told of.
+        if value is not None and info.data.get("baseline", ()) is None:
+            raise ValueError('it needs days to compare with: add baseline = ["2026-10-01", "2026-10-31"]')
+        return value
+
     @property
     def models(self) -> tuple[str, ...]:
         """The model's URI, or those of a cascade in their order."""
@@ -111,6 +149,22 @@ def _check_location(value: str) -> None:
         parse_location(value)
     except ConfigurationError as error:
         raise ValueError(str(error).rstrip(".")) from None
+
+
+def _check_apart(thumbnails: str, images: str) -> None:
+    """Raises ValueError where one lies at, under or above the other: thumbnails would be listed as images."""
+    theirs, ours = _place(images), _place(thumbnails).rstrip("/") + "/"
+    if ours.startswith(theirs) or theirs.startswith(ours):
+        raise ValueError(
+            "it lies at, under or above the images, so that thumbnails would be listed as images; expected a place apart"
+        )
+
+
+def _place(uri: str) -> str:
+    """Store, bucket or folder, and what every key begins with; two places overlap where one text begins with the other."""
+    location = parse_location(uri)
+    prefix = location.prefix if location.template is None else location.template.stem
+    return f"{location.scheme}:{location.root.rstrip('/')}/{prefix}"
 
 
 def _model_uri(value: str) -> str:
@@ -143,6 +197,16 @@ def _margins(value: object, count: int) -> float | tuple[float, ...]:
     return tuple(float(margin) for margin in given)
 
 
+def _day(value: object) -> date:
+    """A day as TOML has it, or as text."""
+    if isinstance(value, date) and not isinstance(value, datetime):
+        return value
+    try:
+        return date.fromisoformat(value if isinstance(value, str) else "")
+    except ValueError:
+        raise ValueError(f"{value!s} is no day; expected one such as 2026-10-01, in UTC") from None
+
+
 def _ever_fires(cron: str) -> bool:
     """Whether a cron expression is one, and names a moment: `0 2 30 2 *` is valid, and no February has 30 days."""
     from croniter import CroniterBadDateError, croniter
@@ -159,7 +223,7 @@ def _ever_fires(cron: str) -> bool:
 def load_pipelines(path: Path) -> dict[str, Pipeline]:
     """Read pipelines.toml into {name: Pipeline}, in the order of the file.
 
-    Relative local paths in `images` and `model` are taken from the file's folder. Raises ConfigurationError, which
+    Relative local paths in `images`, `thumbnails` and `model` are taken from the file's folder. Raises ConfigurationError, which
     names file, table, key, the value found and what is allowed, for each table that is wrong.
     """
     pipelines, problems = read_pipelines(path)
@@ -180,7 +244,24 @@ def read_pipelines(path: Path) -> tuple[dict[str, Pipeline], dict[str, str]]:
             pipelines[name] = _pipeline(path, name, table)
         except ConfigurationError as error:
             problems[name] = str(error)
+    for name, problem in _among_images_of_others(path, pipelines):
+        problems[name] = problem
+        pipelines.pop(name, None)
     return pipelines, problems
+
+
+def _among_images_of_others(path: Path, pipelines: Mapping[str, Pipeline]) -> list[tuple[str, str]]:
+    """Pipelines whose thumbnails another one would list as images, with what is wrong."""
+    return [
+        (
+            one.name,
+            f"{path}: [{one.name}] thumbnails = {_shown('thumbnails', one.thumbnails)}: it lies under "
+            f"the images of [{other.name}], so that thumbnails would be listed as images. Change the value.",
+        )
+        for one in pipelines.values()
+        for other in pipelines.values()
+        if one.thumbnails is not None and f"{_place(one.thumbnails).rstrip('/')}/".startswith(_place(other.images))
+    ]
 
 
 def _tables(path: Path) -> dict[str, Any]:
@@ -207,8 +288,18 @@ def _pipeline(path: Path, name: str, table: object) -> Pipeline:
         raise ConfigurationError(f"{path}: [{name}] has a key 'name'. The table's own name is the name: remove it.")
     pipeline = make_pipeline({"name": name, **table}, f"{path}: [{name}]")
     base = path.resolve().parent
+    images, thumbnails = absolute_uri(pipeline.images, base), pipeline.thumbnails
+    if thumbnails is not None:
+        thumbnails = absolute_uri(thumbnails, base)
+        try:
+            _check_apart(
+                thumbnails, images
+            )  # Once more: a relative path and an absolute one can be told apart only now.
+        except ValueError as error:
+            shown = _shown("thumbnails", pipeline.thumbnails)
+            raise ConfigurationError(f"{path}: [{name}] thumbnails = {shown}: {error}. Change the value.") from None
     return pipeline.model_copy(
-        update={"images": absolute_uri(pipeline.images, base), "model": absolute_models(pipeline.model, base)}
+        update={"images": images, "thumbnails": thumbnails, "model": absolute_models(pipeline.model, base)}
     )
 
 

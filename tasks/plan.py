@@ -34,7 +34,8 @@ class RunRequest:
 class ShardDescriptor:
     """What one mapped task gets: where its rows are staged and all that was frozen at deduplicate. Never keys.
 
-    `models` are the URIs of a cascade in their order, or one; `margins` are those of all but the last.
+    `models` are the URIs of a cascade in their order, or one; `margins` are those of all but the last. `thumbnails` is where
+    small pictures are written to; None, as in descriptors of older versions, where none are.
     """
 
     run_no: int
@@ -51,6 +52,7 @@ class ShardDescriptor:
     commit_images: int
     force: bool
     cache: str
+    thumbnails: str | None = None
 
     @property
     def staging(self) -> Staging:

@@ -27,6 +27,7 @@ from tasks.observation import Observation
 from tasks.plan import ShardDescriptor
 from tasks.settings import Settings
 from tasks.storage import open_store
+from tasks.storage.thumbnails import ThumbnailStore, open_thumbnails
 
 if TYPE_CHECKING:
     from tasks.models.runtimes import Runtime
@@ -97,7 +98,18 @@ class Worker:
         scope = Scope(descriptor.staging, descriptor.shard, descriptor.model_no, decoder_of(model), descriptor.force)
         ledger = ShardLedger(engine, scope)
         model, runtimes = self._load(model)
-        shard = Shard(ledger, store, model, runtimes, self.settings, descriptor, stop_after, observe, self._stop)
+        shard = Shard(
+            ledger,
+            store,
+            model,
+            runtimes,
+            self.settings,
+            descriptor,
+            stop_after,
+            observe,
+            self._stop,
+            thumbnails=_thumbnails(descriptor, self.settings),
+        )
         outcomes = predict_shard(shard, on_progress)
         log.info("%s: %s", descriptor.label, outcomes)
         return outcomes
@@ -170,6 +182,10 @@ def _check_source(found: str, expected: str) -> None:
             f"This worker would read from {found}, and the images were listed in {expected}. Give all workers the same "
             "AFTERIMAGE_S3_ENDPOINT or Connection afterimage_storage."
         )
+
+
+def _thumbnails(descriptor: ShardDescriptor, settings: Settings) -> ThumbnailStore | None:
+    return None if descriptor.thumbnails is None else open_thumbnails(parse_location(descriptor.thumbnails), settings)
 
 
 def _frozen_model(descriptor: ShardDescriptor, settings: Settings) -> Model:

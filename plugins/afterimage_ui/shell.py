@@ -11,6 +11,8 @@ from typing import Any
 from urllib.parse import quote
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from fastapi.templating import Jinja2Templates
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -65,11 +67,17 @@ def tell_problems(app: FastAPI) -> None:
 
     @app.exception_handler(PageProblem)
     def _tell(request: Request, problem: PageProblem) -> Response:
-        return render(request, "problem.html", problem.status, problem=str(problem))
+        return _told(request, str(problem), problem.status)
+
+    @app.exception_handler(RequestValidationError)
+    def _tell_invalid(_request: Request, problem: RequestValidationError) -> Response:
+        # FastAPI would send back what was found, which may be no text; our pages show what stands in `detail`.
+        told = (f"{'.'.join(str(part) for part in error['loc'])}: {error['msg']}" for error in problem.errors())
+        return JSONResponse({"detail": printable("; ".join(told))}, 422)
 
     @app.exception_handler(AfterimageError)
     def _tell_ours(request: Request, problem: AfterimageError) -> Response:
-        return render(request, "problem.html", 503, problem=str(problem))
+        return _told(request, str(problem), 503)
 
     @app.exception_handler(SQLAlchemyError)
     def _tell_database(request: Request, problem: SQLAlchemyError) -> Response:
@@ -78,7 +86,14 @@ def tell_problems(app: FastAPI) -> None:
             told = "The cache took too long to answer, and the query was ended. Narrow the filter, or try again."
         else:
             told = "The cache could not be read. Run ./afterimage doctor where the API server runs."
-        return render(request, "problem.html", 503, problem=told)
+        return _told(request, told, 503)
+
+
+def _told(request: Request, problem: str, status: int) -> Response:
+    """As a page, and to programs as JSON."""
+    if request.url.path.startswith(f"{request.scope.get('root_path', '')}/api/"):
+        return JSONResponse({"detail": problem}, status)
+    return render(request, "problem.html", status, problem=problem)
 
 
 def _count(value: float | None) -> str:

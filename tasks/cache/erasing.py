@@ -37,10 +37,14 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Erased:
-    """{table: rows removed}, and how many other images have the same bytes, so that these keep their predictions."""
+    """{table: rows removed}, and how many other images have the same bytes, so that these keep their predictions.
+
+    `digests` are those that no image has any more: what is kept of them elsewhere goes as well.
+    """
 
     removed: Mapping[str, int]
     kept: int
+    digests: frozenset[bytes] = frozenset()
 
 
 @repeated
@@ -141,7 +145,7 @@ def _erase(connection: Connection, target: Target, sources: Sequence[int]) -> Er
     for table in _OF_DIGESTS:
         gone = delete(table).where(table.c.digest.in_(digests - having.keys()))
         removed[table.name] += connection.execute(gone).rowcount
-    return Erased(removed, sum(having.values()))
+    return Erased(removed, sum(having.values()), frozenset(digests - having.keys()))
 
 
 def _digests(connection: Connection, key: str, sources: Sequence[int]) -> set[bytes]:

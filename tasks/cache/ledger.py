@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from tasks.cache.blocking import blocked_digests
 from tasks.cache.database import reading
 from tasks.cache.models import predicted_digests
 from tasks.cache.outcome import Finished, Progress
+from tasks.cache.thumbnails import forgotten_digests
 from tasks.errors import AfterimageError
 from tasks.storage.base import ImageObject
 
@@ -69,6 +70,11 @@ class ShardLedger:
         """Those that were erased for good, and are not to be looked at."""
         with reading(self.engine) as connection:
             return blocked_digests(connection, set(digests))
+
+    def forgotten(self, digests: Mapping[str, bytes]) -> set[bytes]:
+        """Of {key: digest}: the digests that neither an image has nor the failure of that key, because they were erased."""
+        with reading(self.engine) as connection:
+            return forgotten_digests(connection, self.scope.staging, digests)
 
     def commit(self, finished: Sequence[Finished], progress: Progress) -> dict[str, str]:
         """{key: outcome} of the rows that this commit closed. Raises StaleGeneration."""

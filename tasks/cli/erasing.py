@@ -10,7 +10,8 @@ import typer
 from tasks import tables
 from tasks.cache.erasing import Erased, Target, clear_log, unblock
 from tasks.cache.erasing import erase as erase_rows
-from tasks.cli.options import AsJson, Database, cache_of
+from tasks.cli.options import AsJson, Database, cache_of, settings_of
+from tasks.cli.thumbnails import RemovedThumbnails, remove_thumbnails
 from tasks.listing import can_be_stored
 
 _DIGEST = re.compile(r"[0-9A-Fa-f]{64}")
@@ -32,7 +33,7 @@ def erase(
     database: Database = None,
     as_json: AsJson = False,
 ) -> None:
-    """Remove an image from every table: predictions, failures, listings. The object itself is not touched."""
+    """Remove an image from every table, and its thumbnails: predictions, failures, listings. The object itself is not touched."""
     target = _target(key, digest, source)
     if lift and (block or dry_run):
         raise typer.BadParameter("--unblock stands alone: it lifts a block, and erases nothing")
@@ -43,17 +44,22 @@ def erase(
         return
     erased = erase_rows(engine, target, block=block, dry_run=dry_run)
     is_clear = dry_run or clear_log(engine)
+    thumbnails = remove_thumbnails(erased.digests, settings_of(database), dry_run=dry_run)
     if as_json:
         facts = {"removed": dict(erased.removed), "kept": erased.kept, "blocked": block, "dry_run": dry_run}
-        typer.echo(tables.to_json(facts))
+        typer.echo(tables.to_json({**facts, "thumbnails": thumbnails.count}))
     else:
-        _tell(erased, target, block=block, dry_run=dry_run)
+        _tell(erased, thumbnails, target, block=block, dry_run=dry_run)
     if not is_clear:
         typer.echo(
             "Others are reading the cache, so what was erased is still in its write-ahead log (the file that ends in -wal). "
             "Give the command again when no run is under way.",
             err=True,
         )
+    for problem in thumbnails.problems:
+        typer.echo(problem, err=True)
+    if thumbnails.problems:
+        raise typer.Exit(1)
 
 
 def _target(key: str | None, digest: str | None, source: str | None) -> Target:
@@ -73,7 +79,7 @@ def _target(key: str | None, digest: str | None, source: str | None) -> Target:
     return Target(key=key, source=source)
 
 
-def _tell(erased: Erased, target: Target, *, block: bool, dry_run: bool) -> None:
+def _tell(erased: Erased, thumbnails: RemovedThumbnails, target: Target, *, block: bool, dry_run: bool) -> None:
     rows = [{"table": table, "rows": count} for table, count in erased.removed.items()]
     tables.show(rows, tables.ERASED, "", as_json=False)
     what = repr(target.key) if target.digest is None else f"the digest {target.digest.hex()[:12]}..."
@@ -83,6 +89,8 @@ def _tell(erased: Erased, target: Target, *, block: bool, dry_run: bool) -> None
         typer.echo(
             f"Predictions kept: {erased.kept} other images have the same bytes; erase --digest removes them too."
         )
+    if thumbnails.count:
+        typer.echo(f"Thumbnails: {thumbnails.count}.")
     if dry_run:
         typer.echo("This was a dry run: nothing was erased.")
     elif block:

@@ -4,6 +4,7 @@ reading.py    ImageObject -> bytes and digest
 in_flight.py  how many objects are read at the same time
 decoding/     bytes -> pixels, by a named policy
 pixels.py     memory for decoded pictures, used again
+thumbnails.py decoded pictures -> small JPEGs for the pages
 scoring.py    logits -> label, score, margin, entropy, top-k
 stages.py     stages side by side in threads
 queues.py     what joins them, bounded in items and bytes

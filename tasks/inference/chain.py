@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain as chained
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,6 +19,7 @@ from tasks.inference.meters import Meters
 from tasks.inference.pixels import PixelSlots
 from tasks.inference.reading import Work, read_object
 from tasks.inference.stages import Buffered, Parallel, Room
+from tasks.inference.thumbnails import Thumbnails
 from tasks.inference.twins import Twins
 from tasks.models.cascade import pixels_key
 from tasks.models.runtimes import choose_device
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from tasks.models.runtimes import Runtime
     from tasks.settings import Settings
     from tasks.storage.base import ImageObject, ObjectStore
+    from tasks.storage.thumbnails import ThumbnailStore
 
 LOOKUP_GROUP = 64
 MIB = 2**20
@@ -55,6 +57,7 @@ class Parts:
     model: Model
     runtimes: tuple[Runtime, ...]
     settings: Settings
+    thumbnails: ThumbnailStore | None = field(default=None, kw_only=True)
 
     @property
     def device(self) -> str:
@@ -72,13 +75,14 @@ class Chain:
     next one only, so none can wait for itself. `closing` ends every thread at once; reads that hang are left behind.
     """
 
-    def __init__(self, parts: Parts, images: int) -> None:
+    def __init__(self, parts: Parts, images: int, label: str) -> None:
         settings = parts.settings
         self._parts = parts
         self.rows = self._reads = 0
         self._taken = (0, 0)
         self._lock = threading.Lock()
         self.twins = Twins()
+        self.thumbnails = None if parts.thumbnails is None else Thumbnails(parts.thumbnails, label)
         self.closing = threading.Event()
         self._in_flight = InFlight(settings.readers)
         self._workers = {"read": settings.readers, "look_up": 1, **_workers(parts), "commit": 1}
@@ -121,7 +125,8 @@ class Chain:
         decoder, later = self._decoders[name], list(self._decoders)[-1] != name
         spec, compiled = self._parts.model.stages[number - 1].spec.preprocessing, self._parts.settings.compiled
         slots, isolated = PixelSlots(spec.crop), IsolatedDecoder(spec, compiled)
-        stage = DecodeStage(decoder, isolated, slots, self.meters[name], later, self.suspects)
+        thumbnails = self.thumbnails if number == 1 else None
+        stage = DecodeStage(decoder, isolated, slots, self.meters[name], later, self.suspects, thumbnails)
         self._stages.append(stage)
         groups = self._look_up(decoder.group) if number == 1 else batches(source, decoder.group, self._share)
         room = Room(decoder.group * workers, self._share, weight_of_all)
@@ -153,6 +158,8 @@ class Chain:
         """End every stage; what is on its way is dropped, and stays open in the database."""
         self.closing.set()
         self._in_flight.close()
+        if self.thumbnails is not None:
+            self.thumbnails.close()
         for stage in self._stages:
             stage.isolated.close()
         self.end.close()

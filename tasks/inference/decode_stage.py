@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tasks.inference.decoding.isolated import IsolatedDecoder
     from tasks.inference.decoding.nvjpeg import NvjpegDecoder
     from tasks.inference.decoding.policies import Decoder
-
+    from tasks.inference.thumbnails import Thumbnails
 
 # What decodes for longer has stalled: the costly is decoded elsewhere, and all else takes seconds at most.
 STALLED_SECONDS = 300.0
@@ -34,6 +34,7 @@ class DecodeStage:
 
     `suspects` are keys that were in flight when a process died: a child decodes them, and what is costly by its header.
     `keeps_files`: a later model of the cascade wants other pixels, so the bytes stay until the image is decided.
+    `thumbnails`: where what is decoded is written to as small pictures; None in later stages of a cascade, and where none are.
     """
 
     decoder: Decoder | NvjpegDecoder
@@ -42,6 +43,7 @@ class DecodeStage:
     meter: Meter
     keeps_files: bool
     suspects: Collection[str] = ()
+    thumbnails: Thumbnails | None = None
     _since: dict[int, tuple[float, list[str]]] = field(default_factory=dict)
 
     def decode(self, group: list[Work]) -> list[Work]:
@@ -53,6 +55,8 @@ class DecodeStage:
         slots = [self.slots.take() for _ in todo]
         with self.meter.work(len(todo)):
             errors = self._decode(todo, slots)
+            small = self._encode(slots, errors)
+        self._write(todo, small)
         for work, slot, error in zip(todo, slots, errors, strict=True):
             if error is None:
                 work.pixels, work.data = slot, work.data if self.keeps_files else None
@@ -61,6 +65,19 @@ class DecodeStage:
             work.fail(error.reason, str(error), permanent=error.reason not in _RETRYABLE)
             self.meter.fail()
         return group
+
+    def _encode(self, slots: list[Pixels], errors: list[ImageError | None]) -> list[bytes | None]:
+        if self.thumbnails is None:
+            return []
+        return [
+            None if error is not None else self.thumbnails.encode(slot)
+            for slot, error in zip(slots, errors, strict=True)
+        ]
+
+    def _write(self, todo: list[Work], small: list[bytes | None]) -> None:
+        for work, jpeg in zip(todo, small, strict=False):  # There are none without thumbnails.
+            if self.thumbnails is not None and jpeg is not None and work.digest is not None:
+                self.thumbnails.write(work.digest, jpeg)
 
     def check(self) -> None:
         """Raises DecoderStalled where a call has not come back for STALLED_SECONDS."""

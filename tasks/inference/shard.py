@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tasks import stage_times
-from tasks.cache.outcome import Progress
+from tasks.cache.outcome import Finished, Progress
 from tasks.errors import AfterimageError, DecoderStalled, GlobalFault, Interrupted, ModelError, StagingLost
 from tasks.inference.bisecting import blank
 from tasks.inference.chain import Chain, Parts
@@ -123,7 +123,7 @@ class _Attempt:
         What is open after True counted on a prediction that was erased meanwhile, and wants another attempt.
         """
         shard = self.shard
-        self.chain = Chain(shard, self.images)
+        self.chain = Chain(shard, self.images, shard.descriptor.label)
         self.is_careful = bool(self.chain.suspects)
         try:
             self._try_model()
@@ -174,12 +174,28 @@ class _Attempt:
             return
         finished = [work.finished for work in done if work.finished is not None]
         with self.chain.meters["commit"].work(len(finished)):
+            pictured = self._settle_thumbnails(finished)
             closed = self.shard.ledger.commit(finished, self._progress())
+            self._forget_erased(pictured, closed)
         for work in done:
             self.pending += self.chain.twins.release(work)
         self.has_committed = self.has_committed or bool(closed)
         self.on_progress(len(closed))
         self._observe(Counter(closed.values()))
+
+    def _settle_thumbnails(self, finished: list[Finished]) -> dict[str, bytes]:
+        """Before images are committed, which are never decoded again: {key: digest} of those that have a thumbnail now."""
+        if self.chain.thumbnails is None:
+            return {}
+        digests = {item.key: item.digest for item in finished if item.digest is not None}
+        there = self.chain.thumbnails.settle(set(digests.values()))
+        return {key: digest for key, digest in digests.items() if digest in there}
+
+    def _forget_erased(self, pictured: dict[str, bytes], closed: Mapping[str, str]) -> None:
+        """What was erased while it was in hand leaves no thumbnail behind. What was predicted is there, and is not asked for."""
+        doubtful = {key: digest for key, digest in pictured.items() if closed.get(key, "failed") == "failed"}
+        if doubtful and self.chain.thumbnails is not None:
+            self.chain.thumbnails.forget(self.shard.ledger.forgotten(doubtful))
 
     def _observe(self, outcomes: Counter[str]) -> None:
         before, self.observed = self.observed, self.chain.times()

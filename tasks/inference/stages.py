@@ -56,7 +56,7 @@ class Parallel(Generic[T, R]):
         name: str = "stage",
     ) -> None:
         self._stop = stop or threading.Event()
-        self._pool = _started(workers, name)
+        self._pool = started(workers, name)
         # A thread of its own draws from the source, so that what is done goes on while the source keeps us waiting.
         # Besides what the queue holds, one call is in that thread's hand and one in ours.
         room = Room(max(1, ahead.items - 2), ahead.bytes, lambda call: ahead.weigh(call[0]))
@@ -91,7 +91,7 @@ class Parallel(Generic[T, R]):
         self._pool.shutdown(wait=not self._stop.is_set(), cancel_futures=True)
 
 
-def _started(workers: int, name: str) -> ThreadPoolExecutor:
+def started(workers: int, name: str) -> ThreadPoolExecutor:
     """A pool whose threads are there already: one that finds no memory to begin with leaves whoever starts it waiting for
     ever, so none is started once memory may be short."""
     pool, all_there = ThreadPoolExecutor(workers, name), threading.Barrier(workers)

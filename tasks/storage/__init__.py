@@ -6,6 +6,7 @@ s3.py        S3 and its compatibles, through boto3
 gets.py      the GETs among it, through obstore where that can
 walk.py      a listing's order: none runs for ever, none ends early
 etags.py     whether bytes are those of their ETag, over plain HTTP
+thumbnails.py  small JPEGs by digest: the only thing that is written to a store
 """
 
 from __future__ import annotations

@@ -52,17 +52,24 @@ _WRONG_CREDENTIALS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredTok
 _ELSEWHERE = {"PermanentRedirect", "AuthorizationHeaderMalformed"}
 
 
-def client(settings: Settings) -> S3Client:
-    """A boto3 client with time-outs and retries; threads may share it."""
+def client(settings: Settings, **other: Any) -> S3Client:
+    """A boto3 client with time-outs and retries, or with `other` ones (botocore's Config); threads may share it."""
     import boto3.session
 
-    return _client(boto3.session.Session(), settings)
+    return _client(boto3.session.Session(), settings, **other)
 
 
-def _client(session: Session, settings: Settings) -> S3Client:
+def _client(session: Session, settings: Settings, **other: Any) -> S3Client:
     from botocore.config import Config
 
-    options: dict[str, Any] = {"ignore_configured_endpoint_urls": True}
+    options: dict[str, Any] = {
+        "ignore_configured_endpoint_urls": True,
+        "connect_timeout": CONNECT_SECONDS,
+        "read_timeout": READ_SECONDS,
+        "retries": {"mode": "standard", "total_max_attempts": 5},
+        "max_pool_connections": max(10, settings.readers),
+        **other,
+    }
     if settings.s3_endpoint is not None:
         _check_endpoint(settings.s3_endpoint)
         options |= {"request_checksum_calculation": "when_required", "response_checksum_validation": "when_required"}
@@ -75,13 +82,7 @@ def _client(session: Session, settings: Settings) -> S3Client:
         region_name=settings.s3_region or ("us-east-1" if settings.s3_endpoint else None),
         aws_access_key_id=settings.s3_access_key,
         aws_secret_access_key=secret.get_secret_value() if secret else None,
-        config=Config(
-            connect_timeout=CONNECT_SECONDS,
-            read_timeout=READ_SECONDS,
-            retries={"mode": "standard", "total_max_attempts": 5},
-            max_pool_connections=max(10, settings.readers),
-            **options,
-        ),
+        config=Config(**options),
     )
 
 

@@ -162,6 +162,16 @@ def test_a_descriptor_goes_through_json_unchanged() -> None:
     values = one.to_dict()
     assert (values["models"], values["margins"]) == (["a", "b"], [0.4])
     assert ShardDescriptor.from_dict(json.loads(json.dumps(values))) == one
+    small = replace(one, thumbnails="s3://bucket/small")
+    assert ShardDescriptor.from_dict(json.loads(json.dumps(small.to_dict()))) == small
+
+
+def test_a_descriptor_from_before_there_were_thumbnails_has_none() -> None:
+    values = ShardDescriptor(
+        1, 1, 0, 1, 9, "in", "file:///in", ("a",), (), "f" * 64, 1, 2_000, False, "cache"
+    ).to_dict()
+    del values["thumbnails"]
+    assert ShardDescriptor.from_dict(values).thumbnails is None
 
 
 # Batches

@@ -256,6 +256,76 @@ def test_uris_and_absolute_paths_stay_as_they_are(file: Path, uri: str) -> None:
     assert pipeline(file, images="s3://bucket/", model=uri).model == uri
 
 
+def with_thumbnails(images: str, thumbnails: str) -> str:
+    return f'[photos]\nimages = "{images}"\nmodel = "torchvision:resnet18"\nthumbnails = "{thumbnails}"\n'
+
+
+@pytest.mark.parametrize(
+    ("images", "thumbnails"),
+    [
+        ("s3://bucket/photos/", "s3://bucket/small/"),
+        ("s3://bucket/photos/", "s3://bucket/photos-small"),
+        ("s3://bucket/", "s3://another/"),
+        ("s3://bucket/", "small"),
+        ("data", "data-small"),
+        ("data/raw/{{ ds }}/", "data/small"),
+    ],
+)
+def test_thumbnails_lie_apart_from_the_images(file: Path, images: str, thumbnails: str) -> None:
+    file.write_text(with_thumbnails(images, thumbnails))
+    assert load_pipelines(file)["photos"].thumbnails in (thumbnails, str(file.parent / thumbnails))
+
+
+def test_without_a_word_there_are_no_thumbnails(file: Path) -> None:
+    assert pipeline(file).thumbnails is None
+
+
+@pytest.mark.parametrize(
+    ("images", "thumbnails"),
+    [
+        ("s3://bucket/photos/", "s3://bucket/photos/"),
+        ("s3://bucket/photos/", "s3://bucket/photos"),
+        ("s3://bucket/photos/", "s3://bucket/photos/small/"),
+        ("s3://bucket/photos/", "s3://bucket/"),
+        ("s3://bucket/photos", "s3://bucket/photos-small/"),  # "photos" is what its key begins with, no folder
+        ("s3://bucket/", "s3://bucket/small"),
+        ("s3://bucket/{{ ds }}/", "s3://bucket/small/"),
+        ("data", "data"),
+        ("data", "data/../data/small/"),
+        ("data/photos", "data"),
+        ("data/raw/{{ ds }}/", "data/raw/small"),
+        ("data", "{here}/data/small"),
+        ("{here}/data", "data/small"),
+    ],
+)
+def test_thumbnails_among_the_images_are_refused(file: Path, images: str, thumbnails: str) -> None:
+    text = with_thumbnails(images, thumbnails).replace("{here}", str(file.parent))
+    message = refusal(file, text)
+    assert message.startswith(f"{file}: [photos] thumbnails = ")
+    assert "at, under or above the images" in message
+
+
+def test_thumbnails_among_the_images_of_another_pipeline_are_refused(file: Path) -> None:
+    message = refusal(
+        file, with_thumbnails("s3://bucket/a/", "s3://bucket/b/small") + f"[b]\n{GOOD}".replace("photos", "b")
+    )
+    assert "it lies under the images of [b]" in message
+    assert find_pipeline(file, "b").name == "b"
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("", "at least 1 character"),
+        ("ftp://host/x", "which no store serves"),
+        ("s3://", "names no bucket"),
+        ("small/{{ ds }}/", "without a date"),
+    ],
+)
+def test_thumbnails_need_a_place(file: Path, value: str, told: str) -> None:
+    assert told in refusal(file, with_thumbnails("s3://bucket/photos/", value))
+
+
 def test_a_path_may_begin_at_the_users_home(file: Path) -> None:
     assert pipeline(file, images="~/photos").images == str(Path.home() / "photos")
 
