@@ -13,7 +13,7 @@ from tasks.cache.pages.progress import RunProgress
 from tasks.cache.schema import image, model_label, prediction, work_item
 
 # Up to so many rows of a run are joined to their predictions; beyond that the index on margins is followed for a while.
-JOINED = 20_000
+JOINED = 10_000
 
 # How many of the model's least certain predictions are looked at, over all labels.
 SCANNED = 20_000
