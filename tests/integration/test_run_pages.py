@@ -31,7 +31,7 @@ def test_both_ways_find_the_same(
     assert joined.looked is None
     rows = runner.rows("SELECT key, margin FROM v_prediction WHERE key >= '040.png' ORDER BY margin, key LIMIT 5")
     assert [(one.key, one.margin) for one in joined.predictions] == [(row["key"], row["margin"]) for row in rows]
-    monkeypatch.setattr(doubtful, "JOINED", 0)
+    monkeypatch.setattr(doubtful, "JOINED", -1)
     walked = doubtful.least_certain(engine, found, 5)
     assert list(walked.predictions) == list(joined.predictions)
     assert walked.looked is None

@@ -12,8 +12,9 @@ from tasks.cache.pages.progress import RunProgress
 from tasks.cache.pages.walking import gather, way_of
 from tasks.cache.schema import image, prediction, work_item
 
-# Up to so many rows of a run are joined to their predictions; beyond that the index on margins is followed for a while.
-JOINED = 10_000
+# Up to so many images that shards work on are looked up, so many at a time: for more, PostgreSQL would rather read all images
+# there are. Beyond that the index on margins is followed for a while.
+JOINED, CHUNK = 2_000, 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,23 +45,28 @@ def least_certain(engine: Engine, found: RunProgress, most: int) -> Least:
     if found.model_no is None:
         return Least((), None)
     with reading(engine) as connection:
-        if found.listed <= JOINED:
+        if found.expected <= JOINED:
             return Least(_joined(connection, found, most), None)
         return _walked(connection, found, found.model_no, most)
 
 
 def _joined(connection: Connection, found: RunProgress, most: int) -> list[Doubtful]:
+    mine = (work_item.c.run_no == found.run_no, work_item.c.generation == found.generation)
+    worked_on = select(work_item.c.key).where(*mine, work_item.c.shard >= 0, work_item.c.outcome == "predicted")
+    keys = list(connection.execute(worked_on.limit(JOINED)).scalars())
+    rows: list[Doubtful] = []
+    for start in range(0, len(keys), CHUNK):
+        rows += _of_keys(connection, found, keys[start : start + CHUNK], most)
+    return sorted(rows, key=lambda row: (row.margin, row.key))[:most]
+
+
+def _of_keys(connection: Connection, found: RunProgress, keys: Sequence[str], most: int) -> list[Doubtful]:
     columns = (prediction.c.digest, image.c.key, prediction.c.label, prediction.c.score, prediction.c.margin)
     query = (
         select(*columns)
-        .select_from(work_item)
-        .join(image, (image.c.source_no == found.source_no) & (image.c.key == work_item.c.key))
+        .select_from(image)
         .join(prediction, (prediction.c.model_no == found.model_no) & (prediction.c.digest == image.c.digest))
-        .where(
-            work_item.c.run_no == found.run_no,
-            work_item.c.generation == found.generation,
-            work_item.c.outcome == "predicted",
-        )
+        .where(image.c.source_no == found.source_no, image.c.key.in_(keys))
         .order_by(prediction.c.margin, image.c.key)
         .limit(most)
     )
