@@ -40,6 +40,7 @@ from afterimage_context import current_request, current_settings
 from afterimage_defaults import DEFAULT_ARGS, RUN_TIMEOUT
 from afterimage_executor import POOL, QUEUE, shard_options
 from afterimage_metrics import send
+from afterimage_notify import tell
 from airflow.sdk import (
     DAG,
     Asset,
@@ -171,11 +172,15 @@ def build(pipeline: Pipeline, schedule: Any = None) -> DAG:
             context["outlet_events"][predictions].extra = counts
             return counts
 
-        @task
+        # A notifier that hangs must not hold up tomorrow's run; the next attempt sends nothing again.
+        @task(execution_timeout=timedelta(minutes=30))
         def close_run() -> dict[str, Any] | None:
             from tasks import road
 
-            return road.close_run(current_request(pipeline), current_settings())
+            request, settings = current_request(pipeline), current_settings()
+            closed = road.close_run(request, settings)
+            tell(request, settings)
+            return closed
 
         listed: Any = list_images()
         published = publish_run(listed)

@@ -14,6 +14,7 @@ from tasks.errors import AfterimageError, ConfigurationError
 from tasks.location import parse_location
 from tasks.models.cascade import resolve_models
 from tasks.models.runtimes import choose_device
+from tasks.notifiers import load_notifier
 from tasks.pipelines import Pipeline, find_pipeline, load_pipelines
 from tasks.settings import Settings
 from tasks.storage import open_store
@@ -46,6 +47,8 @@ def _findings(settings: Settings, name: str | None) -> Iterator[Finding]:
     for pipeline in pipelines:
         yield _check(f"{pipeline.name}: images", lambda pipeline=pipeline: _images(settings, pipeline))  # type: ignore[misc]
         yield _check(f"{pipeline.name}: model", lambda pipeline=pipeline: _model(settings, pipeline))  # type: ignore[misc]
+        if pipeline.notify:
+            yield _check(f"{pipeline.name}: notify", lambda pipeline=pipeline: _notifiers(pipeline))  # type: ignore[misc]
 
 
 def _check(check: str, look: Callable[[], str]) -> Finding:
@@ -99,3 +102,10 @@ def _model(settings: Settings, pipeline: Pipeline) -> str:
     for number, margin in enumerate(model.margins):
         stages[number] += f", below a margin of {margin:g}"
     return f"{', then '.join(stages)}, {len(model.labels)} labels, model_id {model.model_id[:12]}"
+
+
+def _notifiers(pipeline: Pipeline) -> str:
+    """Import each notifier and see whether it takes its arguments; nothing is sent."""
+    for one in pipeline.notify:
+        load_notifier(pipeline.name, one)
+    return ", ".join(f"{one.notifier.rpartition('.')[2]} on {', '.join(one.on)}" for one in pipeline.notify)

@@ -17,12 +17,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from tasks.errors import ConfigurationError
 from tasks.location import parse_location
+from tasks.notifications import Notify
 from tasks.uris import absolute_models, absolute_uri, without_secrets
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 
 # Keys under which somebody may have put a secret, although it belongs into the environment.
 _SECRETIVE = re.compile(r"secret|password|token|credential|access_key|database", re.IGNORECASE)
+
+# What may be shown of a table of `notify`; its arguments are anybody's guess.
+_HARMLESS = re.compile(r"notify\.\d+\.(notifier|on(\.\d+)?)")
 
 RASTER_SUFFIXES = ("*.jpg", "*.jpeg", "*.png", "*.webp", "*.gif", "*.bmp", "*.tif", "*.tiff")
 
@@ -51,6 +55,7 @@ class Pipeline(BaseModel):
     baseline: tuple[date, date] | None = None
     drift_limit: Annotated[float, Field(gt=0)] | None = None
     drift_action: Literal["fail", "notify"] = "fail"
+    notify: tuple[Notify, ...] = ()
 
     @field_validator("images")
     @classmethod
@@ -307,9 +312,10 @@ def make_pipeline(values: Mapping[str, Any], where: str) -> Pipeline:
 
 
 def _table_problems(where: str, error: ValidationError) -> Iterable[str]:
-    allowed = ", ".join(field for field in Pipeline.model_fields if field != "name")
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"])
+        fields = Notify.model_fields if key.startswith("notify.") else Pipeline.model_fields
+        allowed = ", ".join(field for field in fields if field != "name")
         if problem["type"] == "extra_forbidden":
             yield f"{where} has an unknown key {key!r} (= {_shown(key, problem['input'])}). Allowed keys: {allowed}."
         elif problem["type"] == "missing":
@@ -322,7 +328,8 @@ def _table_problems(where: str, error: ValidationError) -> Iterable[str]:
 
 def _shown(key: str, value: object) -> str:
     """A value in a message, which Airflow's UI shows to everybody: what is a secret by its key or its form stays hidden."""
-    return "***" if _SECRETIVE.search(key) else without_secrets(repr(value))
+    is_secret = _SECRETIVE.search(key) or (key.split(".")[0] == "notify" and not _HARMLESS.fullmatch(key))
+    return "***" if is_secret else without_secrets(repr(value))
 
 
 def _said(message: str) -> str:

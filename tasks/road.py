@@ -16,6 +16,7 @@ from sqlalchemy import Engine
 
 from tasks import reporting, worker
 from tasks.cache.database import cache_name
+from tasks.cache.notices import claim_notice, closed_run
 from tasks.cache.quarantine import count_due
 from tasks.cache.runs import RunStart, find_staging, forget_run, listing_of, open_run
 from tasks.cache.staging import expected_work, stage_page
@@ -27,6 +28,7 @@ from tasks.errors import StagingLost
 from tasks.listing import KeyFilter, list_pages
 from tasks.location import Location, parse_location
 from tasks.models.cascade import resolve_models
+from tasks.notifications import Notice, notice_of
 from tasks.plan import RunRequest, ShardDescriptor
 from tasks.settings import Settings
 from tasks.storage import open_store
@@ -129,6 +131,25 @@ def close_run(request: RunRequest, settings: Settings, engine: Engine | None = N
         return reporting.close_unfinished(engine, find_staging(engine, request.key))
     except StagingLost:
         return None
+
+
+def take_notice(request: RunRequest, settings: Settings, engine: Engine | None = None) -> Notice | None:
+    """What a closed run has to tell those whom its pipeline names; to one caller, once. None where there is nothing, or
+    somebody else tells."""
+    table = request.pipeline
+    if not table.notify:
+        return None
+    engine = engine or open_cache(settings)
+    try:
+        staging = find_staging(engine, request.key)
+    except StagingLost:
+        return None
+    found = closed_run(engine, staging)
+    if found is None:
+        return None
+    wanted = {event for one in table.notify for event in one.on}
+    notice = notice_of(*found, table.drift_limit, wanted)
+    return notice if notice is not None and claim_notice(engine, staging) else None
 
 
 def expectation(request: RunRequest, settings: Settings, engine: Engine | None = None) -> dict[str, Any]:

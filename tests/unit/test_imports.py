@@ -75,8 +75,8 @@ def own_imports(path: Path) -> set[str]:
 # An arrow runs from a room to one on an earlier line; rooms on one line may use each other unless they are steps.
 ORDER = (
     {"drift", "errors", "extras", "private", "processors", "stage_times", "stopping", "uris", "whole"},
-    {"window", "observation"},
-    {"location"},
+    {"window", "observation", "notifications"},
+    {"location", "notifiers"},
     {"settings", "pipelines"},
     {"cache", "models", "storage"},
     {"plan"},

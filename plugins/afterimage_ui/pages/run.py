@@ -9,9 +9,10 @@ from fastapi.responses import HTMLResponse
 
 from afterimage_ui import caches, shell
 from afterimage_ui.access import READ_DAG, ReaderDep
+from afterimage_ui.thumbnails import thumbnails_of
 from tasks import stage_times
 from tasks.cache import contract
-from tasks.cache.pages.doubtful import JOINED, SCANNED, least_certain
+from tasks.cache.pages.doubtful import JOINED, least_certain
 from tasks.cache.pages.progress import RunProgress, run_failures, run_progress
 from tasks.cache.runs import OUTCOMES
 
@@ -49,7 +50,6 @@ def page(request: Request, dag_id: str, run_id: str, reader: ReaderDep) -> Respo
     if pipeline is not None and not reader.readable([pipeline]):
         # A DAG such as maintain_cache works for several pipelines.
         raise HTTPException(403, "Forbidden")
-    doubtful, is_whole = least_certain(engine, found, PICTURES)
     return shell.render(
         request,
         "run.html",
@@ -59,11 +59,9 @@ def page(request: Request, dag_id: str, run_id: str, reader: ReaderDep) -> Respo
         parts=found.parts() if found.is_running else [(name, run[name]) for name in (*OUTCOMES, "open")],
         words=IN_WORDS,
         failures=run_failures(engine, found, PICTURES),
-        doubtful=doubtful,
-        is_whole=is_whole,
-        looked_at=SCANNED,
+        least=least_certain(engine, found, PICTURES),
         joined=JOINED,
-        thumbnails=shell.has_thumbnails(pipeline),
+        thumbnails=pipeline is not None and thumbnails_of(pipeline),
         in_airflow=dag_id != COMMAND_LINE,
         **_stages(run, found),
     )

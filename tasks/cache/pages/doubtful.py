@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, Select, func, select, union_all
+from sqlalchemy import Connection, Engine, func, select
 
 from tasks.cache.database import reading
 from tasks.cache.pages.progress import RunProgress
-from tasks.cache.schema import image, model_label, prediction, work_item
+from tasks.cache.pages.walking import gather, way_of
+from tasks.cache.schema import image, prediction, work_item
 
-# Up to so many rows of a run are joined to their predictions; beyond that the index on margins is followed for a while.
-JOINED = 20_000
-
-# How many of the model's least certain predictions are looked at, over all labels.
-SCANNED = 20_000
-
-# SQLite takes 500 parts of a UNION.
-LABELS_AT_ONCE = 100
+# Up to so many images that shards work on are looked up, so many at a time: for more, PostgreSQL would rather read all images
+# there are. Beyond that the index on margins is followed for a while.
+JOINED, CHUNK = 2_000, 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,73 +28,73 @@ class Doubtful:
     margin: float
 
 
-def least_certain(engine: Engine, found: RunProgress, most: int) -> tuple[list[Doubtful], bool]:
-    """The predictions of a run whose best score is least ahead of the second, and whether these are all that could be.
+@dataclass(frozen=True, slots=True)
+class Least:
+    """The least certain predictions of a run. `looked` is None where no more were asked for; else the time was up after so many
+    of the model's least certain, and the run has others beyond them."""
 
-    For a large run only the least certain of the whole model are looked at, so that others of the run may be left out.
+    predictions: Sequence[Doubtful]
+    looked: int | None
+
+
+def least_certain(engine: Engine, found: RunProgress, most: int) -> Least:
+    """The predictions of a run whose best score is least ahead of the second.
+
+    In a large run the least certain of the whole model are walked through for a bounded time; there may be fewer than `most`.
     """
     if found.model_no is None:
-        return [], True
+        return Least((), None)
     with reading(engine) as connection:
-        if found.listed <= JOINED:
-            return _joined(connection, found, most), True
-        return _scanned(connection, found, most), False
+        if found.expected <= JOINED:
+            return Least(_joined(connection, found, most), None)
+        return _walked(connection, found, found.model_no, most)
 
 
 def _joined(connection: Connection, found: RunProgress, most: int) -> list[Doubtful]:
+    mine = (work_item.c.run_no == found.run_no, work_item.c.generation == found.generation)
+    worked_on = select(work_item.c.key).where(*mine, work_item.c.shard >= 0, work_item.c.outcome == "predicted")
+    keys = list(connection.execute(worked_on.limit(JOINED)).scalars())
+    rows: list[Doubtful] = []
+    for start in range(0, len(keys), CHUNK):
+        rows += _of_keys(connection, found, keys[start : start + CHUNK], most)
+    return sorted(rows, key=lambda row: (row.margin, row.key))[:most]
+
+
+def _of_keys(connection: Connection, found: RunProgress, keys: Sequence[str], most: int) -> list[Doubtful]:
     columns = (prediction.c.digest, image.c.key, prediction.c.label, prediction.c.score, prediction.c.margin)
     query = (
         select(*columns)
-        .select_from(work_item)
-        .join(image, (image.c.source_no == found.source_no) & (image.c.key == work_item.c.key))
+        .select_from(image)
         .join(prediction, (prediction.c.model_no == found.model_no) & (prediction.c.digest == image.c.digest))
-        .where(
-            work_item.c.run_no == found.run_no,
-            work_item.c.generation == found.generation,
-            work_item.c.outcome == "predicted",
-        )
+        .where(image.c.source_no == found.source_no, image.c.key.in_(keys))
         .order_by(prediction.c.margin, image.c.key)
         .limit(most)
     )
     return [Doubtful(bytes(row[0]).hex(), *row[1:]) for row in connection.execute(query)]
 
 
-def _scanned(connection: Connection, found: RunProgress, most: int) -> list[Doubtful]:
-    """From each label's least certain on, so many rows, those of this run."""
-    names = select(model_label.c.label_index).where(model_label.c.model_no == found.model_no)
-    labels = list(connection.execute(names.order_by(model_label.c.label_index).limit(SCANNED)).scalars())
-    rows: list[Row[Any]] = []
-    each = max(most, SCANNED // max(1, len(labels)))
-    for start in range(0, len(labels), LABELS_AT_ONCE):
-        parts = [_of_label(found, label, each, most) for label in labels[start : start + LABELS_AT_ONCE]]
-        rows += connection.execute(union_all(*parts)).all()
-    first = sorted(rows, key=lambda row: (row.margin, row.digest))[:most]
-    keys = _keys(connection, found, [row.digest for row in first])
-    return [
-        Doubtful(bytes(row.digest).hex(), keys[bytes(row.digest)], row.label, row.score, row.margin)
-        for row in first
-        if bytes(row.digest) in keys
-    ]
+def _walked(connection: Connection, found: RunProgress, model_no: int, most: int) -> Least:
+    """From the model's least certain on, in their order, those of this run, until these are enough or the time is up."""
+    walk = gather(connection, way_of(connection, model_no), None, most, lambda some: _of_run(connection, found, some))
+    return Least(walk.rows, walk.looked if walk.after is not None and len(walk.rows) < most else None)
 
 
-def _of_label(found: RunProgress, label: int, each: int, most: int) -> Select[Any]:
-    least = (
-        select(prediction)
-        .where(prediction.c.model_no == found.model_no, prediction.c.label_index == label)
-        .order_by(prediction.c.margin)
-        .limit(each)
-        .subquery()
-    )
-    columns = (least.c.digest, least.c.label, least.c.score, least.c.margin)
-    mine = select(*columns).where(least.c.run_no == found.run_no, least.c.generation == found.generation)
-    return select(mine.order_by(least.c.margin).limit(most).subquery())
-
-
-def _keys(connection: Connection, found: RunProgress, digests: Sequence[bytes]) -> dict[bytes, str]:
-    """{digest: the first key that holds these bytes}, of the images under the run's prefix."""
+def _of_run(connection: Connection, found: RunProgress, digests: list[bytes]) -> dict[bytes, Doubtful]:
+    """Those of the predictions that a run made, under the first key of each below the run's prefix."""
+    # As an expression, or PostgreSQL may look for the least key through all keys of the source.
+    least = func.min(image.c.key.concat(""))
     under = func.substr(image.c.key, 1, len(found.prefix)) == found.prefix
-    query = select(image.c.digest, func.min(image.c.key)).where(
-        image.c.digest.in_(digests), image.c.source_no == found.source_no, under
+    here = (image.c.digest == prediction.c.digest, image.c.source_no == found.source_no, under)
+    key = select(least).where(*here).correlate(prediction).scalar_subquery()
+    columns = (prediction.c.digest, key.label("key"), prediction.c.label, prediction.c.score, prediction.c.margin)
+    query = select(*columns).where(
+        prediction.c.model_no == found.model_no,
+        prediction.c.digest.in_(digests),
+        prediction.c.run_no == found.run_no,
+        prediction.c.generation == found.generation,
     )
-    rows = connection.execute(query.group_by(image.c.digest)).all() if digests else []
-    return {bytes(row[0]): row[1] for row in rows}
+    return {
+        bytes(row.digest): Doubtful(bytes(row.digest).hex(), row.key, row.label, row.score, row.margin)
+        for row in connection.execute(query)
+        if row.key is not None
+    }
