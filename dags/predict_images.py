@@ -24,7 +24,8 @@ uses no GPU itself; when it ends, however it ends, its actors end.
 
 **When a task fails.** Clear it: a shard goes on after its last commit. Should it say so, clear `list_images` instead: the
 run then starts anew, and the cache keeps what was predicted. `TooManyFailures` means that everything was committed and
-more than `max_failure_rate` of the images were bad: `./afterimage failures` lists them.
+more than `max_failure_rate` of the images were bad: `./afterimage failures` lists them. `DriftExceeded` means that everything was
+committed and the predictions have moved from the `baseline` by more than `drift_limit`: look at the page Drift.
 
 Settings come from `AFTERIMAGE_*` and from the Connections `afterimage_database` and `afterimage_storage`, which win.
 """

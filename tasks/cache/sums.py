@@ -181,5 +181,5 @@ def labels_of(engine: Engine, model_no: int, indices: Collection[int]) -> dict[i
         query = select(model_label.c.label_index, model_label.c.label).where(
             model_label.c.model_no == model_no, model_label.c.label_index.in_(indices)
         )
-        known = dict(connection.execute(query).tuples().all())
+        known = dict(connection.execute(query).all())
     return {index: known.get(index, f"#{index}") for index in indices}

@@ -112,10 +112,10 @@ def test_tasks_are_tried_again_with_backoff_and_have_a_time_out(bag: Any) -> Non
 def test_what_cannot_be_mended_by_another_try_is_not_tried_again(bag: Any) -> None:
     from airflow.sdk import RetryAction
 
-    from tasks.errors import DatabaseUnavailable, ModelError, TooManyFailures, TransientStorageError
+    from tasks.errors import DatabaseUnavailable, DriftExceeded, ModelError, TooManyFailures, TransientStorageError
 
     policy = bag.dags["predict_plain"].task_dict["list_images"].retry_policy
-    for error in (ModelError("x"), TooManyFailures("x")):
+    for error in (ModelError("x"), TooManyFailures("x"), DriftExceeded("x")):
         assert policy.evaluate(error, 1, 3).action == RetryAction.FAIL, error
     for error in (TransientStorageError("x"), DatabaseUnavailable("x")):
         assert policy.evaluate(error, 1, 3).action != RetryAction.FAIL, error

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,10 @@ from sqlalchemy import text
 from tasks import road
 from tasks.cache import sums
 from tasks.cache.database import connect, is_sqlite, writing
-from tasks.errors import ConfigurationError, TooManyFailures
+from tasks.cache.erasing import Target, erase
+from tasks.cache.runs import find_staging
+from tasks.errors import ConfigurationError, StaleGeneration, TooManyFailures
+from tests.conftest import ROOT, outer_environment
 from tests.pictures import tinted_picture, write_small_bundle
 from tests.runner import Runner
 
@@ -44,8 +50,7 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-@pytest.fixture
-def make(tmp_path: Path, home: Path, images: Path, database_url: str) -> Make:
+def maker(tmp_path: Path, home: Path, images: Path, database_url: str) -> Make:
     """Makes runners of the pipeline `test`; `seed` is that of the model."""
 
     def runner(seed: int = 0, settings: dict[str, Any] | None = None, **table: Any) -> Runner:
@@ -55,6 +60,18 @@ def make(tmp_path: Path, home: Path, images: Path, database_url: str) -> Make:
         return Runner(home, database_url, settings, **{"images": str(images), "model": str(model), **table})
 
     return runner
+
+
+@pytest.fixture
+def make(tmp_path: Path, home: Path, images: Path, database_url: str) -> Make:
+    """On both databases, one after the other."""
+    return maker(tmp_path, home, images, database_url)
+
+
+@pytest.fixture
+def make_here(tmp_path: Path, home: Path, images: Path) -> Make:
+    """On SQLite: where both databases run the same statements, once is enough."""
+    return maker(tmp_path, home, images, f"sqlite:///{tmp_path / 'cache.db'}")
 
 
 def day(value: Any) -> date:
@@ -135,8 +152,8 @@ def test_a_score_lies_in_one_of_twenty_parts_and_1_in_the_last(make: Make) -> No
     assert summed(one) == by_hand(one)
 
 
-def test_a_run_that_finds_nothing_new_writes_nothing(make: Make) -> None:
-    one = make()
+def test_a_run_that_finds_nothing_new_writes_nothing(make_here: Make) -> None:
+    one = make_here()
     one.run()
     before = one.rows("SELECT * FROM label_count")
     one.run()
@@ -161,21 +178,21 @@ def test_publishing_twice_counts_once(make: Make, images: Path) -> None:
     assert sum((after["label"] - before["label"]).values()) == 1
 
 
-def test_twins_count_once_for_each_image(make: Make, images: Path) -> None:
+def test_twins_count_once_for_each_image(make_here: Make, images: Path) -> None:
     for number in (90, 91):
         write_image(images, number, day=1, seed=0)
-    one = make()
+    one = make_here()
     counts = one.run()
     assert counts["reused"] == 2
     assert total(one) == IMAGES + 2
     write_image(images, 92, day=2, seed=0)
-    assert make().run()["reused"] == 1
+    assert make_here().run()["reused"] == 1
     assert total(one) == IMAGES + 3
     assert summed(one) == by_hand(one)
 
 
-def test_an_overwritten_image_counts_again_on_its_new_day(make: Make, images: Path) -> None:
-    one = make()
+def test_an_overwritten_image_counts_again_on_its_new_day(make_here: Make, images: Path) -> None:
+    one = make_here()
     one.run()
     write_image(images, 3, day=20, seed=300)
     one.run()
@@ -201,11 +218,11 @@ def test_a_pair_of_models_counts_each_image_once_whichever_came_later(
     assert summed(one) == by_hand(one)
 
 
-def test_three_models_have_three_pairs(make: Make) -> None:
+def test_three_models_have_three_pairs(make_here: Make) -> None:
     for seed in range(3):
-        make(seed).run()
-    assert total(make(), "pair_count") == 3 * IMAGES
-    assert summed(make()) == by_hand(make())
+        make_here(seed).run()
+    assert total(make_here(), "pair_count") == 3 * IMAGES
+    assert summed(make_here()) == by_hand(make_here())
 
 
 def test_a_run_that_fails_by_its_failures_counts_what_it_predicted(make: Make, images: Path) -> None:
@@ -251,11 +268,8 @@ def test_a_run_that_begins_anew_keeps_what_came_with_its_first_attempt(make: Mak
         assert summed(one) == by_hand(one)
 
 
-def test_an_attempt_that_is_behind_counts_nothing(make: Make) -> None:
-    from tasks.cache.runs import find_staging
-    from tasks.errors import StaleGeneration
-
-    one, request = killed_half_way(make)
+def test_an_attempt_that_is_behind_counts_nothing(make_here: Make) -> None:
+    one, request = killed_half_way(make_here)
     engine = connect(one.settings.database_url)
     older = find_staging(engine, request.key)
     road.list_images(request, one.settings)
@@ -275,16 +289,16 @@ def test_force_counts_what_is_new_and_nothing_twice(make: Make, images: Path) ->
     assert summed(one) == by_hand(one)
 
 
-def test_force_with_another_model_counts_all(make: Make) -> None:
-    make(0).run()
-    request = make(1).request(force=True)
-    road.run(request, make(1).settings)
-    road.publish_run(request, make(1).settings)
-    assert summed(make()) == by_hand(make())
+def test_force_with_another_model_counts_all(make_here: Make) -> None:
+    make_here(0).run()
+    request = make_here(1).request(force=True)
+    road.run(request, make_here(1).settings)
+    road.publish_run(request, make_here(1).settings)
+    assert summed(make_here()) == by_hand(make_here())
 
 
-def test_pruned_staging_leaves_the_sums(make: Make) -> None:
-    one = make(workers=2)
+def test_pruned_staging_leaves_the_sums(make_here: Make) -> None:
+    one = make_here(workers=2)
     request, shards = one.plan()
     road.predict_shard(shards[0], one.settings)
     road.close_run(request, one.settings)
@@ -297,12 +311,10 @@ def test_pruned_staging_leaves_the_sums(make: Make) -> None:
     assert summed(one) == before
 
 
-def test_dry_runs_and_runs_of_no_pipeline_leave_nothing(make: Make) -> None:
-    make().run(dry_run=True)
-    assert total(make()) == 0
-    one = make()
-    from dataclasses import replace
-
+def test_dry_runs_and_runs_of_no_pipeline_leave_nothing(make_here: Make) -> None:
+    make_here().run(dry_run=True)
+    assert total(make_here()) == 0
+    one = make_here()
     road.run(replace(one.request(), name=None), one.settings)
     assert total(one) == 0
 
@@ -341,33 +353,24 @@ def test_adding_up_anew_leaves_a_run_that_goes_on_its_images(make: Make, images:
     assert summed(one) == by_hand(one)
 
 
-def test_there_is_nothing_to_add_up_before_a_pipeline_has_run(make: Make) -> None:
+def test_there_is_nothing_to_add_up_before_a_pipeline_has_run(make_here: Make) -> None:
     with pytest.raises(ConfigurationError, match="no successful run"):
-        sums.rebuild_sums(connect(make().settings.database_url), "test")
+        sums.rebuild_sums(connect(make_here().settings.database_url), "test")
 
 
-def test_erasing_leaves_the_sums(tmp_path: Path, home: Path, images: Path) -> None:
-    from tasks.cache.erasing import Target, erase
-
-    url = f"sqlite:///{tmp_path / 'cache.db'}"
-    one = Runner(home, url, images=str(images), model=str(write_small_bundle(tmp_path / "model")))
+def test_erasing_leaves_the_sums(make_here: Make) -> None:
+    one = make_here()
     one.run()
-    erase(connect(url), Target(key="0003.png"), block=True, dry_run=False)
+    erase(connect(one.settings.database_url), Target(key="0003.png"), block=True, dry_run=False)
     assert total(one) == IMAGES
 
 
-def test_the_command_adds_up_anew(tmp_path: Path, home: Path, images: Path) -> None:
-    import subprocess
-    import sys
-
-    from tests.conftest import ROOT, outer_environment
-
-    url = f"sqlite:///{tmp_path / 'cache.db'}"
-    one = Runner(home, url, images=str(images), model=str(write_small_bundle(tmp_path / "model")))
+def test_the_command_adds_up_anew(make_here: Make) -> None:
+    one = make_here()
     one.run()
     forget(one)
     done = subprocess.run(
-        [sys.executable, "-m", "tasks", "sums", "test", "--database", url, "--json"],
+        [sys.executable, "-m", "tasks", "sums", "test", "--database", one.settings.database_url, "--json"],
         capture_output=True,
         text=True,
         check=True,

@@ -29,7 +29,7 @@ def blocks(client: httpx.Client) -> dict[str, str]:
 
 def test_each_pipeline_has_a_block_with_its_last_run(admin: httpx.Client) -> None:
     found = blocks(admin)
-    assert sorted(found) == ["others", "photos", "secret"]
+    assert found.keys() >= {"others", "photos", "secret"}
     photos = found["photos"]
     for part in ("success", "Backlog 0 images", "124 listed:", "predicted 120", "reused 1", "failed 3", "held back: "):
         assert part in photos, part
@@ -39,7 +39,7 @@ def test_each_pipeline_has_a_block_with_its_last_run(admin: httpx.Client) -> Non
 
 
 def test_pipelines_that_one_may_not_see_are_not_there(narrow: httpx.Client) -> None:
-    assert sorted(blocks(narrow)) == ["others", "photos"]
+    assert blocks(narrow).keys() >= {"others", "photos"}
     assert "secret" not in narrow.get("/afterimage/").text
 
 
@@ -80,7 +80,7 @@ def test_a_pipeline_that_never_ran_is_there_and_a_price_makes_estimates(days_adm
     assert "Last run none yet" in found["secret"]
     days = found["days"]
     assert re.search(r"Cost, estimated \$\d", days)
-    assert "Avoided by the cache, estimated –" in days, "nothing was in it"
+    assert re.search(r"Avoided by the cache, estimated \$\d", days), "the second run found all images of the first"
     assert re.search(r"Next run \d{4}-\d\d-\d\d \d\d:\d\d UTC", days) or "Next run paused" in days
 
 

@@ -68,21 +68,28 @@ class Work:
 
 def last_runs(engine: Engine, pipelines: Sequence[str]) -> dict[str, Run]:
     """{pipeline: its newest run}. A retry of failures lists nothing, and says nothing of the backlog: it is passed over."""
-    newest = [
-        select(func.max(run.c.run_no)).where(run.c.pipeline == name, run.c.run_type != RETRY).scalar_subquery()
-        for name in pipelines
-    ]
-    if not newest:
-        return {}
     remaining = (
         select(func.coalesce(func.sum(shard.c.expected - shard.c.done), 0))
         .where(shard.c.run_no == run.c.run_no, shard.c.generation == run.c.generation)
         .scalar_subquery()
         .label("remaining")
     )
+    found: dict[str, Run] = {}
     with reading(engine) as connection:
-        rows = connection.execute(select(run, remaining).where(run.c.run_no.in_(newest))).mappings()
-        return {row["pipeline"]: _run(row) for row in rows}
+        for start in range(0, len(pipelines), CHUNK):
+            numbers = _newest_numbers(connection, pipelines[start : start + CHUNK])
+            rows = connection.execute(select(run, remaining).where(run.c.run_no.in_(numbers))).mappings()
+            found.update((row["pipeline"], _run(row)) for row in rows)
+    return found
+
+
+def _newest_numbers(connection: Connection, pipelines: Sequence[str]) -> list[int]:
+    """Asked for first: PostgreSQL reads all runs where these are subqueries of another question."""
+    newest = [
+        select(func.max(run.c.run_no)).where(run.c.pipeline == name, run.c.run_type != RETRY).scalar_subquery()
+        for name in pipelines
+    ]
+    return [number for number in connection.execute(select(*newest)).one() if number is not None]
 
 
 def _run(row: Mapping[Any, Any]) -> Run:
