@@ -21,7 +21,8 @@
         ├── DecoderStalled          one image keeps a decoder busy for minutes: the next attempt decodes it apart
         ├── Interrupted             SIGTERM: the finished work is committed, the rest is open
         ├── InvariantViolation      listed != the sum of the outcomes
-        └── TooManyFailures         more than max_failure_rate of the images failed; all is committed
+        ├── TooManyFailures         more than max_failure_rate of the images failed; all is committed
+        └── DriftExceeded           the predictions have moved from the baseline by more than drift_limit; all is committed
 
 This module imports nothing, so that DAG files may name its classes in a retry policy.
 """
@@ -125,5 +126,9 @@ class TooManyFailures(RunError):
     """More than max_failure_rate of the images failed; everything is committed."""
 
 
-LASTING = (ConfigurationError, ModelChanged, StagingLost, InvariantViolation, TooManyFailures)
+class DriftExceeded(RunError):
+    """The predictions have moved from the baseline by more than drift_limit; everything is committed."""
+
+
+LASTING = (ConfigurationError, ModelChanged, StagingLost, InvariantViolation, TooManyFailures, DriftExceeded)
 """Trying again cannot mend these; all else is tried again."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
+from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -47,6 +48,9 @@ class Pipeline(BaseModel):
     lookback_days: Annotated[int, Field(ge=0, le=3650)] = 3
     keep_runs_days: Annotated[float, Field(gt=0, le=36_500)] = 7.0
     max_failure_rate: Annotated[float, Field(ge=0, le=1)] = 0.05
+    baseline: tuple[date, date] | None = None
+    drift_limit: Annotated[float, Field(gt=0)] | None = None
+    drift_action: Literal["fail", "notify"] = "fail"
 
     @field_validator("images")
     @classmethod
@@ -100,6 +104,26 @@ class Pipeline(BaseModel):
         if (value.startswith("@") or len(value.split()) == 5) and _ever_fires(value):
             return value
         raise ValueError('expected a cron expression such as "0 2 * * *" or "@daily", or "none"')
+
+    @field_validator("baseline", mode="plain")
+    @classmethod
+    def _is_a_span_of_days(cls, value: object) -> tuple[date, date] | None:
+        if value is None:
+            return None
+        if not isinstance(value, list | tuple) or len(value) != 2:
+            raise ValueError('expected the first day and the last one: ["2026-10-01", "2026-10-31"]')
+        first, last = (_day(one) for one in value)
+        if first > last:
+            raise ValueError("the first day comes after the last one")
+        return first, last
+
+    @field_validator("drift_limit")
+    @classmethod
+    def _has_a_baseline(cls, value: float | None, info: ValidationInfo) -> float | None:
+        # A baseline that is wrong is not there either, and that is told of.
+        if value is not None and info.data.get("baseline", ()) is None:
+            raise ValueError('it needs days to compare with: add baseline = ["2026-10-01", "2026-10-31"]')
+        return value
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -166,6 +190,16 @@ def _margins(value: object, count: int) -> float | tuple[float, ...]:
     if len(given) != count:
         raise ValueError(f"expected one number, or a list of {count}: one for each model but the last")
     return tuple(float(margin) for margin in given)
+
+
+def _day(value: object) -> date:
+    """A day as TOML has it, or as text."""
+    if isinstance(value, date) and not isinstance(value, datetime):
+        return value
+    try:
+        return date.fromisoformat(value if isinstance(value, str) else "")
+    except ValueError:
+        raise ValueError(f"{value!s} is no day; expected one such as 2026-10-01, in UTC") from None
 
 
 def _ever_fires(cron: str) -> bool:

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import date, timedelta
 from typing import Any
 
 from sqlalchemy import Engine
 
 from tasks.cache.runs import FAILED, OUTCOMES, SUCCESS, Staging, close_run, prune_staging, tally
-from tasks.errors import InvariantViolation, TooManyFailures
+from tasks.cache.sums import count_run, counts_of_days, counts_of_run, labels_of, model_of
+from tasks.drift import MIN_IMAGES, Drift, drift_of, most_moved
+from tasks.errors import DriftExceeded, InvariantViolation, TooManyFailures
+
+log = logging.getLogger(__name__)
 
 # One bad image never fails a run, on a quiet day neither: a rate is judged from so many failures on.
 MIN_FAILURES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class DriftOptions:
+    """The days that a run is compared with, both included, the most PSI, and whether more than that fails the run."""
+
+    first: date
+    last: date
+    limit: float
+    fails: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,19 +38,23 @@ class ReportOptions:
     pipeline: str | None
     max_failure_rate: float
     keep_runs: timedelta
+    drift: DriftOptions | None = None
 
 
 def publish(engine: Engine, staging: Staging, options: ReportOptions) -> dict[str, Any]:
     """Close the run and return its summary.
 
-    The run row is written in every case. Raises InvariantViolation where the outcomes do not add up and
-    TooManyFailures where too many images failed; in both cases everything that was predicted stays.
+    The run row is written in every case. Raises InvariantViolation where the outcomes do not add up, TooManyFailures where too
+    many images failed, and DriftExceeded where the predictions have moved too far; everything that was predicted stays.
     """
     is_closed = False
     while not is_closed:
         counts = summary(engine, staging)
-        error = _verdict(counts, options.max_failure_rate)
-        is_closed = close_run(engine, staging, counts, FAILED if error else SUCCESS, str(error) if error else None)
+        count_run(engine, staging)
+        drift, moved = _drift(engine, staging, options)
+        error = _verdict(counts, options.max_failure_rate) or moved
+        state, message = (FAILED, str(error)) if error else (SUCCESS, None)
+        is_closed = close_run(engine, staging, counts, state, message, drift.psi if drift else None)
     prune_staging(engine, options.pipeline, options.keep_runs)
     if error:
         raise error
@@ -51,6 +70,7 @@ def close_unfinished(engine: Engine, staging: Staging) -> dict[str, Any] | None:
         message = (
             f"{counts['open']} images are open: a task failed. Clear the failed tasks; they go on where they stopped."
         )
+        count_run(engine, staging)
         if close_run(engine, staging, counts, FAILED, message):
             return counts
 
@@ -84,6 +104,37 @@ def _verdict(counts: Mapping[str, Any], max_failure_rate: float) -> InvariantVio
             "committed. ./afterimage failures lists them; raise max_failure_rate if this is to be expected."
         )
     return None
+
+
+def _drift(engine: Engine, staging: Staging, options: ReportOptions) -> tuple[Drift | None, DriftExceeded | None]:
+    """How far the run's predictions are from the baseline, None where that cannot be judged; and what is wrong with it."""
+    asked, model_no = options.drift, model_of(engine, staging)
+    if asked is None or options.pipeline is None or model_no is None:
+        return None, None
+    now = counts_of_run(engine, staging)
+    if now.images < MIN_IMAGES:
+        return None, None
+    then = counts_of_days(engine, options.pipeline, model_no, asked.first, asked.last)
+    drift = drift_of(now.labels, now.scores, then.labels, then.scores)
+    if drift is None or not drift.exceeds(asked.limit):
+        return drift, None
+    told = _told(engine, model_no, drift, asked, now.labels, then.labels)
+    if not asked.fails:
+        log.warning("%s", told)
+    return drift, DriftExceeded(told) if asked.fails else None
+
+
+def _told(
+    engine: Engine, model_no: int, drift: Drift, asked: DriftOptions, now: Mapping[int, int], then: Mapping[int, int]
+) -> str:
+    moved = most_moved(now, then)
+    names = labels_of(engine, model_no, [one.label_index for one in moved])
+    shown = ", ".join(f"{names[one.label_index]!r} from {one.then:.1%} to {one.now:.1%}" for one in moved)
+    return (
+        f"The predictions of this run have moved from the baseline {asked.first} to {asked.last}: PSI {drift.labels.psi:.3g} of "
+        f"labels and {drift.scores.psi:.3g} of scores, drift_limit {asked.limit:g}. Most moved: {shown or 'no label'}. All is "
+        "committed. Look at the page Drift; if the images are as they should be, raise drift_limit or choose another baseline."
+    )
 
 
 def format_summary(counts: Mapping[str, Any]) -> str:

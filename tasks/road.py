@@ -108,10 +108,18 @@ def publish_run(request: RunRequest, settings: Settings, engine: Engine | None =
     engine = engine or open_cache(settings)
     # What is tried again fails again more often than not, and says nothing about the day.
     most = 1.0 if request.retry else request.pipeline.max_failure_rate
-    options = reporting.ReportOptions(request.name, most, timedelta(days=request.pipeline.keep_runs_days))
+    keep = timedelta(days=request.pipeline.keep_runs_days)
+    options = reporting.ReportOptions(request.name, most, keep, None if request.retry else _drift_options(request))
     counts = reporting.publish(engine, find_staging(engine, request.key), options)
     log.info("%s", reporting.format_summary(counts))
     return counts
+
+
+def _drift_options(request: RunRequest) -> reporting.DriftOptions | None:
+    table = request.pipeline
+    if table.baseline is None or table.drift_limit is None:
+        return None
+    return reporting.DriftOptions(*table.baseline, table.drift_limit, table.drift_action == "fail")
 
 
 def close_run(request: RunRequest, settings: Settings, engine: Engine | None = None) -> dict[str, Any] | None:

@@ -20,8 +20,8 @@ import httpx
 
 from tests.conftest import ROOT, free_port, outer_environment, wait_for_port
 
-# What Airflow's own simple roles may do; `narrow` may see all but the pipeline `secret` (site_auth.py).
-USERS = {"admin": "admin", "uma": "user", "bob": "viewer", "narrow": "viewer"}
+# What Airflow's own simple roles may do; `narrow` may see all but the pipeline `secret`, and `nobody` none (site_auth.py).
+USERS = {"admin": "admin", "uma": "user", "bob": "viewer", "narrow": "viewer", "nobody": "viewer"}
 
 
 @dataclass(frozen=True)

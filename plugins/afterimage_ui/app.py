@@ -11,7 +11,20 @@ from collections.abc import Awaitable, Callable
 from fastapi import FastAPI, Request, Response
 
 from afterimage_ui import shell
-from afterimage_ui.pages import assets, run, thumbnails
+from afterimage_ui.pages import (
+    api,
+    assets,
+    browse,
+    compare,
+    drift,
+    export,
+    failures,
+    image,
+    overview,
+    review,
+    run,
+    thumbnails,
+)
 
 HEADERS = {
     "Content-Security-Policy": (
@@ -26,7 +39,7 @@ HEADERS = {
 def create_app() -> FastAPI:
     """The app; its routes are plain functions, so that a slow query holds a thread and not the API server."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-    for page in (assets, run, thumbnails):
+    for page in (api, assets, browse, compare, drift, export, failures, image, overview, review, run, thumbnails):
         app.include_router(page.router)
     app.middleware("http")(_guard)
     shell.tell_problems(app)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tasks.cache.database import connect
 from tasks.cache.migrating import prepare
@@ -24,9 +24,19 @@ EXPORT_CONNECTIONS = 2
 
 @cache
 def settings() -> Settings:
-    """The environment's settings; the Connection afterimage_database wins over them, as in the DAGs."""
-    url = _connection_url("afterimage_database")
-    return load_settings(**({} if url is None else {"database": url}))
+    """The environment's settings; the Connections afterimage_database and afterimage_storage win over them, as in the DAGs."""
+    given: dict[str, Any] = {}
+    database, storage = _connection("afterimage_database"), _connection("afterimage_storage")
+    if database is not None:
+        given["database"] = database.get_uri()
+    if storage is not None:
+        given |= {
+            "s3_access_key": storage.login or None,
+            "s3_secret_key": storage.password or None,
+            "s3_endpoint": storage.extra_dejson.get("endpoint_url"),
+            "s3_region": storage.extra_dejson.get("region_name"),
+        }
+    return load_settings(**{name: value for name, value in given.items() if value is not None})
 
 
 @cache
@@ -48,11 +58,12 @@ def _opened(patience: timedelta, connections: int) -> Engine:
     return engine
 
 
-def _connection_url(name: str) -> str | None:
+def _connection(name: str) -> Any:
+    """One of Airflow's Connections; None where there is none of that name."""
     from airflow.sdk import Connection
     from airflow.sdk.exceptions import AirflowException, AirflowRuntimeError
 
     try:
-        return str(Connection.get(name).get_uri())
+        return Connection.get(name)
     except (AirflowException, AirflowRuntimeError):
         return None

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import logging
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from fastapi.templating import Jinja2Templates
 from sqlalchemy.exc import SQLAlchemyError
 
-from tasks.errors import AfterimageError
+from afterimage_ui import caches
+from tasks.errors import AfterimageError, ConfigurationError
+from tasks.pipelines import find_pipeline
 from tasks.tables import printable
 
 log = logging.getLogger(__name__)
@@ -40,16 +45,39 @@ def render(request: Request, template: str, status: int = 200, **shown: Any) -> 
     )
 
 
+def has_thumbnails(pipeline: str | None) -> bool:
+    """Whether a pipeline keeps thumbnails, by its table; False where it has none or cannot be read."""
+    path = caches.settings().pipelines
+    try:
+        return pipeline is not None and _has_thumbnails(path, path.stat().st_mtime_ns, pipeline)
+    except OSError:
+        return False
+
+
+@lru_cache(maxsize=256)
+def _has_thumbnails(path: Path, _changed_at: int, pipeline: str) -> bool:
+    try:
+        return getattr(find_pipeline(path, pipeline), "thumbnails", None) is not None
+    except ConfigurationError:
+        return False
+
+
 def tell_problems(app: FastAPI) -> None:
     """Answer what goes wrong with a page that says what, and what to do."""
 
     @app.exception_handler(PageProblem)
     def _tell(request: Request, problem: PageProblem) -> Response:
-        return render(request, "problem.html", problem.status, problem=str(problem))
+        return _told(request, str(problem), problem.status)
+
+    @app.exception_handler(RequestValidationError)
+    def _tell_invalid(_request: Request, problem: RequestValidationError) -> Response:
+        # FastAPI would send back what was found, which may be no text; our pages show what stands in `detail`.
+        told = (f"{'.'.join(str(part) for part in error['loc'])}: {error['msg']}" for error in problem.errors())
+        return JSONResponse({"detail": printable("; ".join(told))}, 422)
 
     @app.exception_handler(AfterimageError)
     def _tell_ours(request: Request, problem: AfterimageError) -> Response:
-        return render(request, "problem.html", 503, problem=str(problem))
+        return _told(request, str(problem), 503)
 
     @app.exception_handler(SQLAlchemyError)
     def _tell_database(request: Request, problem: SQLAlchemyError) -> Response:
@@ -58,7 +86,14 @@ def tell_problems(app: FastAPI) -> None:
             told = "The cache took too long to answer, and the query was ended. Narrow the filter, or try again."
         else:
             told = "The cache could not be read. Run ./afterimage doctor where the API server runs."
-        return render(request, "problem.html", 503, problem=told)
+        return _told(request, told, 503)
+
+
+def _told(request: Request, problem: str, status: int) -> Response:
+    """As a page, and to programs as JSON."""
+    if request.url.path.startswith(f"{request.scope.get('root_path', '')}/api/"):
+        return JSONResponse({"detail": problem}, status)
+    return render(request, "problem.html", status, problem=problem)
 
 
 def _count(value: float | None) -> str:

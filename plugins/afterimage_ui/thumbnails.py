@@ -6,14 +6,12 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
-from typing import Any
+from functools import lru_cache
 
 from afterimage_ui import caches
 from tasks.errors import ConfigurationError
 from tasks.location import parse_location
 from tasks.pipelines import read_pipelines
-from tasks.settings import Settings, load_settings
 from tasks.storage.thumbnails import ThumbnailStore, open_thumbnails
 
 LOOK_AGAIN_SECONDS = 5.0
@@ -68,23 +66,4 @@ def _look(before: _Known) -> _Known:
 
 @lru_cache(maxsize=64)
 def _opened(uri: str) -> ThumbnailStore:
-    return open_thumbnails(parse_location(uri), _settings())
-
-
-@cache
-def _settings() -> Settings:
-    """The environment's settings; the Connection afterimage_storage wins over them, as in the DAGs."""
-    from airflow.sdk import Connection
-    from airflow.sdk.exceptions import AirflowException, AirflowRuntimeError
-
-    try:
-        found: Any = Connection.get("afterimage_storage")
-    except (AirflowException, AirflowRuntimeError):
-        return caches.settings()
-    given = {
-        "s3_access_key": found.login or None,
-        "s3_secret_key": found.password or None,
-        "s3_endpoint": found.extra_dejson.get("endpoint_url"),
-        "s3_region": found.extra_dejson.get("region_name"),
-    }
-    return load_settings(**{name: value for name, value in given.items() if value is not None})
+    return open_thumbnails(parse_location(uri), caches.settings())

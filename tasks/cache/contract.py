@@ -15,6 +15,7 @@ PAGE_ROWS = 1_000
 
 _FAILURES = "last_failed_at DESC, key"
 _RUNS = "started_at DESC"
+_REVIEWS = "SELECT * FROM {view} WHERE pipeline = :pipeline ORDER BY key"
 _JSON_COLUMNS = ("top_k", "stage_seconds", "stages")
 
 
@@ -50,6 +51,16 @@ def failure_counts(engine: Engine) -> dict[str, int]:
     """{reason: images} of the quarantine."""
     rows = _rows(engine, "SELECT reason, count(*) AS images FROM {view} GROUP BY reason ORDER BY 2 DESC", "v_failure")
     return {row["reason"]: row["images"] for row in rows}
+
+
+def reviews(engine: Engine, pipeline: str) -> list[dict[str, Any]]:
+    """What persons say is on the images of a pipeline, in key order."""
+    return _rows(engine, _REVIEWS, "v_review", pipeline=pipeline)
+
+
+def reviews_streamed(engine: Engine, pipeline: str) -> Iterator[tuple[Any, ...]]:
+    """The names of the columns, then the reviews of a pipeline's images, in key order."""
+    return _streamed(engine, _REVIEWS, "v_review", pipeline=pipeline)
 
 
 def runs(engine: Engine, pipeline: str | None, limit: int) -> list[dict[str, Any]]:

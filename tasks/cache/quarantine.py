@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -15,6 +16,9 @@ from tasks.cache.schema import failure, source
 
 CHUNK = 500
 MESSAGE_CHARACTERS = 2000
+
+# Code points that no text holds by itself.
+_SURROGATES, _AFTER_SURROGATES = 0xD800, 0xE000
 
 # A failure that may pass is tried again after 1, 2, 4, ... hours, at most a week.
 FIRST_RETRY = timedelta(hours=1)
@@ -87,14 +91,24 @@ def retry_delay(attempts: int) -> timedelta:
 
 
 @repeated
-def mark_due(engine: Engine, reason: str | None, key: str | None, source_uri: str | None = None) -> int:
+def mark_due(
+    engine: Engine,
+    reason: str | None,
+    key: str | None,
+    source_uri: str | None = None,
+    prefix: str = "",
+    model_no: int | None = None,
+) -> int:
     """Have failures tried again by the next run over them, at once; how many there are.
 
-    Those of a reason or a key, permanent ones too; without either, those that may pass. What is blocked stays out.
+    Those of a reason or a key, permanent ones too; without either, those that may pass. What is blocked stays out. Who may
+    change one pipeline only gives its source, prefix and model.
     """
     chosen: list[ColumnElement[bool]] = [failure.c.next_retry_at.is_not(None)] if reason is None and key is None else []
     chosen += [failure.c.reason == reason] if reason is not None else []
     chosen += [failure.c.key == key] if key is not None else []
+    chosen += under(failure.c.key, prefix)
+    chosen += [failure.c.model_no == model_no] if model_no is not None else []
     if source_uri is not None:
         chosen.append(
             failure.c.source_no == select(source.c.source_no).where(source.c.uri == source_uri).scalar_subquery()
@@ -102,6 +116,22 @@ def mark_due(engine: Engine, reason: str | None, key: str | None, source_uri: st
     chosen.append(failure.c.reason != BLOCKED)
     with writing(engine) as connection:
         return connection.execute(update(failure).where(*chosen).values(next_retry_at=now())).rowcount
+
+
+def under(key: ColumnElement[str], prefix: str) -> list[ColumnElement[bool]]:
+    """The keys that begin with a prefix: a range of keys, so that an index can tell, and the letters themselves."""
+    if not prefix:
+        return []
+    return [key >= prefix, func.substr(key, 1, len(prefix)) == prefix, *_before_the_next(key, prefix)]
+
+
+def _before_the_next(key: ColumnElement[str], prefix: str) -> list[ColumnElement[bool]]:
+    """Below the first string that does not begin with the prefix any more; keys are in the order of their code points."""
+    last = ord(prefix[-1]) + 1
+    if last > sys.maxunicode:
+        return []
+    last = _AFTER_SURROGATES if _SURROGATES <= last < _AFTER_SURROGATES else last
+    return [key < prefix[:-1] + chr(last)]
 
 
 def count_due(engine: Engine, source_uri: str) -> int:

@@ -15,8 +15,19 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Engine, Row, delete, func, select, update
 
 from tasks import stage_times
+from tasks.cache.counting import add_up
 from tasks.cache.database import is_sqlite, reading, repeated, writing
-from tasks.cache.schema import model, pipeline, run, shard, source, work_item
+from tasks.cache.schema import (
+    label_count,
+    model,
+    pair_count,
+    pipeline,
+    run,
+    score_count,
+    shard,
+    source,
+    work_item,
+)
 from tasks.errors import StagingLost, StaleGeneration
 from tasks.window import RETRY, SCHEDULED, Window
 
@@ -75,8 +86,12 @@ def insert(connection: Connection | Engine, table: Any) -> Any:
 
 
 def open_run(engine: Engine, start: RunStart) -> Staging:
-    """Write the run row, or raise the generation of the one that is there and drop its older staging."""
+    """Write the run row, or raise the generation of the one that is there and drop its older staging.
+
+    What came with the older attempt is added up before: the newer one finds it in the cache.
+    """
     with writing(engine) as connection:
+        _add_up_before(connection, start.key)
         values = {
             "dag_id": start.key.dag_id,
             "run_id": start.key.run_id,
@@ -113,6 +128,13 @@ def open_run(engine: Engine, start: RunStart) -> Staging:
                 delete(table).where(table.c.run_no == found.run_no, table.c.generation < found.generation)
             )
         return Staging(found.run_no, found.generation)
+
+
+def _add_up_before(connection: Connection, key: RunKey) -> None:
+    mine = (run.c.dag_id == key.dag_id, run.c.run_id == key.run_id)
+    before = connection.execute(select(run).where(*mine).with_for_update()).one_or_none()
+    if before is not None and before.state != SUCCESS:
+        add_up(connection, before)
 
 
 def source_number(connection: Connection, uri: str) -> int:
@@ -220,7 +242,14 @@ def count_outcomes(connection: Connection, *where: ColumnElement[bool]) -> dict[
 
 
 @repeated
-def close_run(engine: Engine, staging: Staging, counts: dict[str, Any], state: str, message: str | None) -> bool:
+def close_run(
+    engine: Engine,
+    staging: Staging,
+    counts: dict[str, Any],
+    state: str,
+    message: str | None,
+    drift: float | None = None,
+) -> bool:
     """Write the counts into the run row, replacing what was there, and make its model the pipeline's current one.
 
     False, and nothing is written, where an image of the run was erased since it was counted. Raises StaleGeneration where
@@ -243,6 +272,7 @@ def close_run(engine: Engine, staging: Staging, counts: dict[str, Any], state: s
                 stages=json.dumps(counts["stages"]),
                 held_back_by=counts["held_back_by"],
                 worker_seconds=counts["worker_seconds"],
+                drift=drift,
                 waiting_since=_waiting_since(connection, staging),
                 finished_at=row.started_at + timedelta(seconds=counts["seconds"]),
             )
@@ -296,7 +326,7 @@ def forget_run(engine: Engine, staging: Staging) -> None:
     """Remove the run and its staging: what a dry run leaves behind is nothing."""
     with writing(engine) as connection:
         check_generation(connection, staging)
-        for table in (work_item, shard, run):
+        for table in (work_item, shard, label_count, score_count, pair_count, run):
             connection.execute(delete(table).where(table.c.run_no == staging.run_no))
 
 

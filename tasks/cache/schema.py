@@ -130,8 +130,9 @@ prediction = Table(
     Column("predicted_at", Moment, nullable=False),
     Column("cascade_stage", SmallInteger),
 )
-# The least certain of a label come first; the pages merge the labels where they want those of a model.
-Index("prediction_label", prediction.c.model_no, prediction.c.label_index, prediction.c.margin)
+# The least certain of a label come first; the pages merge the labels where they want those of a model. With the digest a page
+# goes on where the last one ended, however many have a margin of exactly 1.
+Index("prediction_label", prediction.c.model_no, prediction.c.label_index, prediction.c.margin, prediction.c.digest)
 
 failure = Table(
     "failure",
@@ -268,7 +269,8 @@ review = Table(
     Column("reviewed_at", Moment, nullable=False),
 )
 
-# What runs have added up. Each row says which run it is from, so that a run which is published again replaces its own.
+# What runs have added up. Each row says which attempt at which run it is from: a run that is published again replaces its own,
+# and one that begins anew keeps what came with the attempt before.
 label_count = Table(
     "label_count",
     metadata,
@@ -277,6 +279,7 @@ label_count = Table(
     Column("day", Date, primary_key=True),
     Column("label_index", Integer, primary_key=True),
     Column("run_no", Integer, primary_key=True),
+    Column("generation", Integer, primary_key=True, server_default="1"),
     Column("images", BigInteger, nullable=False),
 )
 Index("label_count_run", label_count.c.run_no)
@@ -289,6 +292,7 @@ score_count = Table(
     Column("day", Date, primary_key=True),
     Column("bin", SmallInteger, primary_key=True),
     Column("run_no", Integer, primary_key=True),
+    Column("generation", Integer, primary_key=True, server_default="1"),
     Column("images", BigInteger, nullable=False),
 )
 Index("score_count_run", score_count.c.run_no)
@@ -302,6 +306,7 @@ pair_count = Table(
     Column("label_index", Integer, primary_key=True),
     Column("other_label_index", Integer, primary_key=True),
     Column("run_no", Integer, primary_key=True),
+    Column("generation", Integer, primary_key=True, server_default="1"),
     Column("images", BigInteger, nullable=False),
 )
 Index("pair_count_run", pair_count.c.run_no)

@@ -1,6 +1,6 @@
 """The command line: `./afterimage`, the same road without Airflow.
 
-Exit codes: 0, all is well; 1, the run is complete and some images failed (or doctor found a problem); 2, it could not
+Exit codes: 0, all is well; 1, the run is complete and some images failed (or drifted, or doctor found a problem); 2, it could not
 run, and the last line says what to do. With --json, standard output is one JSON value and nothing else.
 """
 
@@ -24,11 +24,20 @@ from tasks.cache import contract
 from tasks.cache.database import connect
 from tasks.cache.migrating import migrate as migrate_cache
 from tasks.cache.runs import RunKey
+from tasks.cache.sums import rebuild_sums
 from tasks.cli.erasing import erase
 from tasks.cli.models import models
 from tasks.cli.options import AsCsv, AsJson, Database, cache_of, check_one_form, settings_of
 from tasks.cli.retrying import retry
-from tasks.errors import AfterimageError, ConfigurationError, DecoderStalled, Interrupted, TooManyFailures
+from tasks.cli.reviews import reviews
+from tasks.errors import (
+    AfterimageError,
+    ConfigurationError,
+    DecoderStalled,
+    DriftExceeded,
+    Interrupted,
+    TooManyFailures,
+)
 from tasks.pipelines import Pipeline, find_pipeline, make_pipeline
 from tasks.plan import RunRequest
 from tasks.settings import Settings
@@ -51,6 +60,8 @@ app.add_typer(models, name="models")
 app.command()(retry)
 
 app.command()(erase)
+
+app.command()(reviews)
 
 
 def main() -> None:
@@ -125,12 +136,12 @@ def predict(
     with progress.images(quiet=as_json) as bar:
         try:
             counts = road.run(request, settings, bar.plan, bar.advance, _engine(request.pipeline, workers))
-        except TooManyFailures as error:
+        except (TooManyFailures, DriftExceeded) as error:
             failed_run, counts = str(error), road.summary_of(request, settings)
     typer.echo(json.dumps(counts) if as_json else road.format_summary(counts))
     if failed_run is not None:
         typer.echo(f"Error: {tables.printable_lines(failed_run)}", err=True)
-    if counts["failed"]:
+    if counts["failed"] or failed_run is not None:
         raise typer.Exit(SOME_FAILED)
 
 
@@ -195,6 +206,17 @@ def migrate(database: Database = None, as_json: AsJson = False) -> None:
     """Bring the cache's tables to the version of this program."""
     version = migrate_cache(connect(settings_of(database).database_url))
     typer.echo(json.dumps({"version": version}) if as_json else f"The cache is at version {version}.")
+
+
+@app.command()
+def sums(
+    pipeline: Annotated[str, typer.Argument(metavar="PIPELINE", help="A pipeline that has run.")],
+    database: Database = None,
+    as_json: AsJson = False,
+) -> None:
+    """Add up anew what the pages Drift and Compare read: for caches and models that are older than these sums."""
+    images = rebuild_sums(cache_of(database), pipeline)
+    typer.echo(json.dumps({"images": images}) if as_json else f"Added up: {images:,} predictions of {pipeline}.")
 
 
 @app.command()

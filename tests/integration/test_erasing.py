@@ -18,6 +18,7 @@ from tasks import reporting, road
 from tasks.cache import blocking, commits, erasing, quarantine
 from tasks.cache.database import connect, is_sqlite, reading, writing
 from tasks.cache.erasing import Erased, Target
+from tasks.cache.pages import reviewing
 from tasks.errors import ConfigurationError
 from tasks.storage.base import Blob
 from tasks.storage.local import LocalStore
@@ -28,7 +29,19 @@ from tests.faults.oracle import settle
 from tests.pictures import picture, write_pictures, write_small_bundle
 from tests.runner import Runner, outcomes
 
-TABLES = ("image", "prediction", "failure", "work_item", "shard", "run", "source", "model", "pipeline", "block")
+TABLES = (
+    "image",
+    "prediction",
+    "failure",
+    "work_item",
+    "shard",
+    "run",
+    "source",
+    "model",
+    "pipeline",
+    "block",
+    "review",
+)
 KEY = "00003.png"
 NUMBER = 3
 
@@ -505,3 +518,17 @@ def test_sqlite_keeps_no_byte_of_it(make_here: Make, tmp_path: Path) -> None:
     assert b"00004.png" in kept, "the others are there"
     assert KEY.encode() not in kept
     assert sha(picture(NUMBER)) not in kept
+
+
+def test_what_was_said_of_an_image_goes_with_it(make: Make) -> None:
+    """In every pipeline, and of that image alone."""
+    runner = make()
+    runner.run()
+    engine = connect(runner.settings.database_url)
+    digests = [sha(picture(number)) for number in (NUMBER, NUMBER + 1)]
+    for pipeline in ("test", "another"):
+        for digest in digests:
+            reviewing.save_review(engine, pipeline, digest, "red", 1, "uma")
+    assert removed(erase(runner, key=KEY))["review"] == 2
+    assert {bytes(row["digest"]) for row in runner.rows("SELECT digest FROM review")} == {digests[1]}
+    engine.dispose()

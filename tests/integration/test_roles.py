@@ -149,7 +149,7 @@ def tables_in(call: str) -> set[str]:
     Erasing and lifting a block are the owner's.
     """
     found: set[str] = set()
-    for path in sorted((PROJECT / "tasks" / "cache").glob("*.py")):
+    for path in sorted((PROJECT / "tasks" / "cache").rglob("*.py")):
         if path.stem in ("erasing", "blocking"):
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -26,7 +26,8 @@ FILLED = {
     "{run_id}": "some",
     "{pipeline}": "photos",
     "{digest}": "0" * 64,
-    "{name}": "style.css",
+    "/assets/{name}": "/assets/style.css",
+    "/export/{name}": "/export/predictions",
 }
 
 

@@ -74,7 +74,7 @@ def own_imports(path: Path) -> set[str]:
 
 # An arrow runs from a room to one on an earlier line; rooms on one line may use each other unless they are steps.
 ORDER = (
-    {"errors", "extras", "private", "processors", "stage_times", "stopping", "uris", "whole"},
+    {"drift", "errors", "extras", "private", "processors", "stage_times", "stopping", "uris", "whole"},
     {"window", "observation"},
     {"location"},
     {"settings", "pipelines"},
@@ -86,6 +86,7 @@ ORDER = (
     {"engines"},
     {"road"},
     {"progress", "tables"},
+    {"exporting"},
     {"doctor"},
     {"cli"},
     {"__main__"},

@@ -58,7 +58,7 @@ def upgrade() -> None:
         op.execute(f"ALTER TABLE {schema}run ADD COLUMN {column} {kind.format(**words())}")
     op.execute(f"ALTER TABLE {schema}shard ADD COLUMN done BIGINT NOT NULL DEFAULT 0")
     op.create_index("run_pipeline", "run", ["pipeline", "run_no"], schema=SCHEMA)
-    op.create_index("prediction_label", "prediction", ["model_no", "label_index", "margin"], schema=SCHEMA)
+    op.create_index("prediction_label", "prediction", ["model_no", "label_index", "margin", "digest"], schema=SCHEMA)
     create_labels_and_reviews()
     for table in SUMS:
         create_sums(table)
@@ -113,6 +113,7 @@ def create_sums(table: str) -> None:
         a_model("model_no", primary_key=True),
         *(a_sum_of(name) for name in SUMS[table]),
         sa.Column("run_no", sa.Integer, primary_key=True),
+        sa.Column("generation", sa.Integer, primary_key=True, server_default="1"),
         sa.Column("images", sa.BigInteger, nullable=False),
         schema=SCHEMA,
     )

@@ -1,0 +1,181 @@
+"""Two models of a pipeline side by side: how often they agree, what they confuse, and on which images they differ.
+
+The counts are those that the runs have added up (pair_count): whichever of two models came later to an image wrote the row,
+so rows of both directions belong to a pair. Models are compared by what their labels are called, because two models need
+not have the same labels at the same places.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, Engine, Subquery, case, func, select, union_all
+
+from tasks.cache.database import reading
+from tasks.cache.pages.scope import ModelName, PipelineScope
+from tasks.cache.pages.walking import Found, Position, first_key, gather, way_of
+from tasks.cache.schema import model_label, pair_count, prediction
+
+MOST_PAIRS = 10_000
+SHOWN_LABELS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """So many images are `label` to one model and `other` to the other one; None stands for all labels not shown."""
+
+    label: str | None
+    other: str | None
+    images: int
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """`both`: images that both models have predicted; `pairs`: what they disagree on, the most frequent first."""
+
+    both: int
+    agreed: int
+    pairs: Sequence[Pair]
+
+    @property
+    def share(self) -> float | None:
+        """Of 0 to 1; None where no image has both."""
+        return self.agreed / self.both if self.both else None
+
+
+@dataclass(frozen=True, slots=True)
+class Confusion:
+    """The disagreements as a table: a row for each label of one model, a column for each of the other, None for the rest."""
+
+    labels: Sequence[str | None]
+    others: Sequence[str | None]
+    images: dict[tuple[str | None, str | None], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """An image that two models see differently; of several with the same bytes the first key stands for all."""
+
+    digest: str
+    key: str
+    label: str
+    score: float
+    other_label: str
+    other_score: float
+
+
+def agreement(engine: Engine, pipeline: str, one: ModelName, other: ModelName) -> Agreement:
+    """How often two models agree, by the sums of the runs."""
+    cells = _cells(pipeline, one.model_no, other.model_no)
+    same = cells.c.label == cells.c.other
+    with reading(engine) as connection:
+        both, agreed = connection.execute(
+            select(func.sum(cells.c.images), func.sum(case((same, cells.c.images), else_=0)))
+        ).one()
+        pairs = connection.execute(
+            select(cells).where(~same).order_by(cells.c.images.desc(), cells.c.label, cells.c.other).limit(MOST_PAIRS)
+        ).all()
+    found = [Pair(row.label, row.other, int(row.images)) for row in pairs]
+    return Agreement(int(both or 0), int(agreed or 0), found)
+
+
+def confusion(found: Agreement, most: int = SHOWN_LABELS) -> Confusion:
+    """The labels that are confused most, and all others folded into one row and one column."""
+    confused = Counter[str]()
+    for pair in found.pairs:
+        for label in (pair.label, pair.other):
+            if label is not None:
+                confused[label] += pair.images
+    shown = {label for label, _ in confused.most_common(most)}
+    images = Counter[tuple[str | None, str | None]]()
+    for pair in found.pairs:
+        images[_folded(pair.label, shown), _folded(pair.other, shown)] += pair.images
+    unlisted = found.both - found.agreed - sum(pair.images for pair in found.pairs)
+    if unlisted:
+        images[None, None] += unlisted
+    places: dict[str | None, int] = {label: place for place, (label, _) in enumerate(confused.most_common(most))}
+    places[None] = len(places)
+    rows = sorted({row for row, _ in images}, key=places.__getitem__)
+    columns = sorted({column for _, column in images}, key=places.__getitem__)
+    return Confusion(rows, columns, dict(images))
+
+
+def _folded(label: str | None, shown: set[str]) -> str | None:
+    return label if label in shown else None
+
+
+def _cells(pipeline: str, one: int, other: int) -> Subquery:
+    """(label, other, images) of a pair of models, from the rows that either of them wrote."""
+    sums, mine, theirs = pair_count, model_label.alias(), model_label.alias()
+    directions = [
+        select(sums.c.label_index, sums.c.other_label_index, sums.c.images).where(
+            sums.c.pipeline == pipeline, sums.c.model_no == one, sums.c.other_model_no == other
+        ),
+        select(
+            sums.c.other_label_index.label("label_index"), sums.c.label_index.label("other_label_index"), sums.c.images
+        ).where(sums.c.pipeline == pipeline, sums.c.model_no == other, sums.c.other_model_no == one),
+    ]
+    rows = union_all(*directions).subquery()
+    added = (
+        select(rows.c.label_index, rows.c.other_label_index, func.sum(rows.c.images).label("images"))
+        .group_by(rows.c.label_index, rows.c.other_label_index)
+        .subquery()
+    )
+    return (
+        select(mine.c.label, theirs.c.label.label("other"), func.sum(added.c.images).label("images"))
+        .join(mine, (mine.c.model_no == one) & (mine.c.label_index == added.c.label_index))
+        .join(theirs, (theirs.c.model_no == other) & (theirs.c.label_index == added.c.other_label_index))
+        .group_by(mine.c.label, theirs.c.label)
+        .subquery()
+    )
+
+
+def differing(
+    engine: Engine,
+    scope: PipelineScope,
+    one: ModelName,
+    other: ModelName,
+    label: str | None = None,
+    other_label: str | None = None,
+    after: Position | None = None,
+    limit: int = 24,
+) -> Found[Difference]:
+    """Images that two models see differently, the least certain of `one` first; with one label, or two, only those."""
+    models = (one.model_no, other.model_no)
+    with reading(engine) as connection:
+        way = way_of(connection, one.model_no, label)
+        return gather(
+            connection, way, after, limit, lambda digests: _different(connection, scope, models, other_label, digests)
+        )
+
+
+def _different(
+    connection: Connection, scope: PipelineScope, models: tuple[int, int], other_label: str | None, digests: list[bytes]
+) -> dict[bytes, Difference]:
+    theirs = prediction.alias()
+    wanted = [] if other_label is None else [theirs.c.label == other_label]
+    query = (
+        select(
+            prediction.c.digest,
+            prediction.c.label,
+            prediction.c.score,
+            theirs.c.label.label("other_label"),
+            theirs.c.score.label("other_score"),
+            first_key(scope, prediction.c.digest).label("key"),
+        )
+        .join(theirs, (theirs.c.model_no == models[1]) & (theirs.c.digest == prediction.c.digest))
+        .where(
+            prediction.c.model_no == models[0],
+            prediction.c.digest.in_(digests),
+            prediction.c.label != theirs.c.label,
+            *wanted,
+        )
+    )
+    rows = connection.execute(query).mappings()
+    return {
+        bytes(row["digest"]): Difference(**{**row, "digest": bytes(row["digest"]).hex()})
+        for row in rows
+        if row["key"] is not None
+    }

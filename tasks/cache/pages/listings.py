@@ -1,0 +1,273 @@
+"""What can be taken out as a whole or page by page: predictions, failures, runs and reviews of a pipeline.
+
+Each is a query with named and typed columns, in an order that says where a page goes on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    ColumnElement,
+    Connection,
+    Double,
+    Engine,
+    MetaData,
+    Row,
+    Select,
+    Table,
+    Text,
+    func,
+    literal,
+    select,
+    tuple_,
+)
+
+from tasks.cache.database import is_sqlite, reading
+from tasks.cache.pages import gallery
+from tasks.cache.pages.filters import key_range
+from tasks.cache.pages.gallery import Question
+from tasks.cache.pages.scope import PipelineScope
+from tasks.cache.schema import SCHEMA, Key, Moment
+
+Kind = Literal["text", "integer", "number", "flag", "moment", "json", "top_k"]
+
+PAGE_ROWS = 1_000
+
+_TYPES: dict[str, Any] = {
+    "text": Text,
+    "integer": BigInteger,
+    "number": Double,
+    "flag": Boolean,
+    "moment": Moment,
+    "json": JSON,
+}
+
+FAILURES: dict[str, Kind] = {
+    "source": "text",
+    "key": "text",
+    "etag": "text",
+    "digest": "text",
+    "reason": "text",
+    "message": "text",
+    "attempts": "integer",
+    "permanent": "flag",
+    "next_retry_at": "moment",
+    "first_failed_at": "moment",
+    "last_failed_at": "moment",
+    "decoder": "text",
+    "model_id": "text",
+    "model_name": "text",
+    "model_version": "text",
+}
+
+RUNS: dict[str, Kind] = {
+    "pipeline": "text",
+    "dag_id": "text",
+    "run_id": "text",
+    "run_type": "text",
+    "state": "text",
+    "message": "text",
+    "source": "text",
+    "prefix": "text",
+    "model_id": "text",
+    "model_name": "text",
+    "model_version": "text",
+    "window_start": "moment",
+    "window_end": "moment",
+    "force": "flag",
+    **dict.fromkeys(
+        ("listed", "ignored", "cached", "known_bad", "deferred", "reused", "predicted", "failed", "vanished", "open"),
+        "integer",
+    ),
+    "reads": "integer",
+    "forward_passes": "integer",
+    "seconds": "number",
+    "images_per_second": "number",
+    "worker_seconds": "number",
+    "started_at": "moment",
+    "finished_at": "moment",
+    "held_back_by": "text",
+    "drift": "number",
+    "stages": "json",
+}
+
+REVIEWS: dict[str, Kind] = {
+    "pipeline": "text",
+    "source": "text",
+    "key": "text",
+    "etag": "text",
+    "digest": "text",
+    "label": "text",
+    "reviewer": "text",
+    "reviewed_at": "moment",
+    "model_id": "text",
+    "model_name": "text",
+    "model_version": "text",
+    "predicted_label": "text",
+    "predicted_score": "number",
+    "deleted_at": "moment",
+}
+
+PREDICTIONS: dict[str, Kind] = {
+    "source": "text",
+    "key": "text",
+    "etag": "text",
+    "size": "integer",
+    "last_modified": "moment",
+    "digest": "text",
+    "label": "text",
+    "label_index": "integer",
+    "score": "number",
+    "margin": "number",
+    "entropy": "number",
+    "top_k": "top_k",
+    "model_id": "text",
+    "model_name": "text",
+    "model_version": "text",
+    "cascade_stage": "integer",
+    "predicted_at": "moment",
+    "deleted_at": "moment",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A query, the columns that its rows have in the end, and its order. `constants` are columns that are alike in all rows."""
+
+    kinds: Mapping[str, Kind]
+    query: Select[Any]
+    order: tuple[ColumnElement[Any], ...]
+    newest_first: bool
+    constants: Mapping[str, Any]
+
+    def row(self, found: Row[Any]) -> dict[str, Any]:
+        """A row as plain values: digests in hex, JSON as lists and objects, moments in UTC."""
+        values = {**self.constants, **found._mapping}
+        return {name: _plain(values[name], kind) for name, kind in self.kinds.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All rows of a listing at one moment, and how many there are."""
+
+    kinds: Mapping[str, Kind]
+    count: int
+    rows: Iterator[dict[str, Any]]
+
+
+def predictions(question: Question, sqlite: bool) -> Listing:
+    """Those that a filter asks for, in the order of keys."""
+    model = question.model
+    names = {"model_id": model.model_id, "model_name": model.name, "model_version": model.version}
+    constants = {"source": question.scope.source, **names}
+    query = gallery.matching(question, sqlite).order_by(None)
+    return Listing(PREDICTIONS, query, (gallery.COLUMNS[0],), False, constants)
+
+
+def failures(scope: PipelineScope) -> Listing:
+    """Of the images of a pipeline, and of its models."""
+    view = _view("v_failure", FAILURES)
+    models = [model.model_id for model in scope.models]
+    query = select(view).where(
+        view.c.source == scope.source, view.c.model_id.in_(models), *key_range(view.c.key, (scope.prefix,))
+    )
+    return Listing(FAILURES, query, (view.c.key, view.c.etag, view.c.model_id), False, {})
+
+
+def runs(pipeline: str) -> Listing:
+    """Of a pipeline, the newest first."""
+    view = _view("v_run", RUNS)
+    query = select(view).where(view.c.pipeline == pipeline)
+    return Listing(RUNS, query, (view.c.started_at, view.c.dag_id, view.c.run_id), True, {})
+
+
+def reviews(pipeline: str) -> Listing:
+    """Of a pipeline: a row for each image that has the reviewed bytes."""
+    view = _view("v_review", REVIEWS)
+    query = select(view).where(view.c.pipeline == pipeline)
+    return Listing(REVIEWS, query, (view.c.key,), False, {})
+
+
+def count(engine: Engine, listing: Listing) -> int:
+    """How many rows there are, counted one by one."""
+    with reading(engine) as connection:
+        return _count(connection, listing)
+
+
+@contextmanager
+def snapshot(engine: Engine, listing: Listing) -> Iterator[Snapshot]:
+    """The rows as they come, and their number before the first: both of one moment, whatever is written meanwhile."""
+    with reading(engine) as connection:
+        if not is_sqlite(engine):
+            # In SQLite a transaction reads what was there when it began to.
+            connection = connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        number = _count(connection, listing)
+        query = listing.query.order_by(*_ordered(listing))
+        found = connection.execution_options(yield_per=PAGE_ROWS).execute(query)
+        try:
+            yield Snapshot(listing.kinds, number, (listing.row(row) for row in found))
+        finally:
+            found.close()
+
+
+def page(engine: Engine, listing: Listing, after: Sequence[Any] | None, limit: int) -> tuple[list[dict[str, Any]], Any]:
+    """The next rows after these values of the columns of the order, and the values for the next page: None at the end.
+
+    Raises ValueError for values that are not such.
+    """
+    query = listing.query.order_by(*_ordered(listing)).limit(limit + 1)
+    if after is not None:
+        place = tuple_(*_bound(listing, after))
+        here = tuple_(*listing.order)
+        query = query.where(here < place if listing.newest_first else here > place)
+    with reading(engine) as connection:
+        rows = [listing.row(row) for row in connection.execute(query)]
+    if len(rows) <= limit:
+        return rows, None
+    last = rows[limit - 1]
+    return rows[:limit], [_written(last[part.key]) for part in listing.order]  # type: ignore[index]
+
+
+def _bound(listing: Listing, after: Sequence[Any]) -> list[ColumnElement[Any]]:
+    if len(after) != len(listing.order) or not all(isinstance(value, str) and "\0" not in value for value in after):
+        raise ValueError(f"{after!r} is no place between rows")
+    return [
+        literal(datetime.fromisoformat(value) if isinstance(part.type, Moment) else value, part.type)
+        for part, value in zip(listing.order, after, strict=True)
+    ]
+
+
+def _written(value: Any) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+def _ordered(listing: Listing) -> list[ColumnElement[Any]]:
+    return [part.desc() if listing.newest_first else part for part in listing.order]
+
+
+def _count(connection: Connection, listing: Listing) -> int:
+    return int(connection.execute(select(func.count()).select_from(listing.query.subquery())).scalar_one())
+
+
+def _view(name: str, kinds: Mapping[str, Kind]) -> Table:
+    """A view of docs/sql.md, with the types of its columns."""
+    columns: list[Column[Any]] = [Column(part, Key if part == "key" else _TYPES[kind]) for part, kind in kinds.items()]
+    return Table(name, MetaData(schema=SCHEMA), *columns)
+
+
+def _plain(value: Any, kind: Kind) -> Any:
+    if isinstance(value, bytes):
+        return value.hex()
+    if kind == "top_k" and isinstance(value, str):
+        return json.loads(value)
+    return bool(value) if kind == "flag" and value is not None else value
