@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,7 @@ from fastapi.responses import JSONResponse
 from fastapi.templating import Jinja2Templates
 from sqlalchemy.exc import SQLAlchemyError
 
-from afterimage_ui import caches
-from tasks.errors import AfterimageError, ConfigurationError
-from tasks.pipelines import find_pipeline
+from tasks.errors import AfterimageError
 from tasks.tables import printable
 
 log = logging.getLogger(__name__)
@@ -43,23 +40,6 @@ def render(request: Request, template: str, status: int = 200, **shown: Any) -> 
     return templates.TemplateResponse(
         request, template, {"root": root, "airflow": f"{root}/..", **shown}, status_code=status
     )
-
-
-def has_thumbnails(pipeline: str | None) -> bool:
-    """Whether a pipeline keeps thumbnails, by its table; False where it has none or cannot be read."""
-    path = caches.settings().pipelines
-    try:
-        return pipeline is not None and _has_thumbnails(path, path.stat().st_mtime_ns, pipeline)
-    except OSError:
-        return False
-
-
-@lru_cache(maxsize=256)
-def _has_thumbnails(path: Path, _changed_at: int, pipeline: str) -> bool:
-    try:
-        return getattr(find_pipeline(path, pipeline), "thumbnails", None) is not None
-    except ConfigurationError:
-        return False
 
 
 def tell_problems(app: FastAPI) -> None:

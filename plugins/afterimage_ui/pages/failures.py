@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from afterimage_ui import caches, shell
 from afterimage_ui.access import CHANGE_PIPELINE, READ_PIPELINE, ReaderDep, dag_of
+from afterimage_ui.thumbnails import thumbnails_of
 from tasks.cache.outcome import BLOCKED
 from tasks.cache.pages.failures import Failed, Place, failed_images, failure_scope, reasons
 from tasks.cache.quarantine import mark_due
@@ -66,7 +67,7 @@ def page(
         is_first=not before,
         more=_next(shown[-1], reason, key) if len(rows) > ROWS else None,
         blocked=BLOCKED,
-        thumbnails=shell.has_thumbnails(pipeline),
+        thumbnails=thumbnails_of(pipeline),
         may_change=reader.may_change(pipeline),
     )
 

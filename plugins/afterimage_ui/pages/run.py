@@ -9,6 +9,7 @@ from fastapi.responses import HTMLResponse
 
 from afterimage_ui import caches, shell
 from afterimage_ui.access import READ_DAG, ReaderDep
+from afterimage_ui.thumbnails import thumbnails_of
 from tasks import stage_times
 from tasks.cache import contract
 from tasks.cache.pages.doubtful import JOINED, SCANNED, least_certain
@@ -63,7 +64,7 @@ def page(request: Request, dag_id: str, run_id: str, reader: ReaderDep) -> Respo
         is_whole=is_whole,
         looked_at=SCANNED,
         joined=JOINED,
-        thumbnails=shell.has_thumbnails(pipeline),
+        thumbnails=thumbnails_of(pipeline),
         in_airflow=dag_id != COMMAND_LINE,
         **_stages(run, found),
     )
