@@ -30,8 +30,8 @@ _known = _Known({})
 _lock = threading.Lock()
 
 
-def thumbnails_of(pipeline: str) -> bool:
-    """Whether pages should ask for thumbnails of this pipeline: it names a place for them. Quick enough for each request."""
+def thumbnails_of(pipeline: str | None) -> bool:
+    """Whether pages should ask for thumbnails of this pipeline: it names a place for them. Quick enough for each."""
     return pipeline in _places()
 
 

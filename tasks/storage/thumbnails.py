@@ -153,20 +153,26 @@ class FolderThumbnails:
     def _folder(self, name: str, *, make: bool = False) -> Iterator[int]:
         """One of the 256 folders, open. Raises FileNotFoundError, or another OSError where it is a link."""
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-        if make:
-            os.makedirs(self.root, exist_ok=True)
-        root = os.open(self.root, flags)
         try:
-            if make:
-                with suppress(FileExistsError):
-                    os.mkdir(name, dir_fd=root)
-            inside = os.open(name, flags | os.O_NOFOLLOW, dir_fd=root)
-        finally:
-            os.close(root)
+            inside = self._open(name, flags)
+        except FileNotFoundError:
+            if not make:
+                raise
+            os.makedirs(self.root, exist_ok=True)
+            with suppress(FileExistsError):
+                os.mkdir(os.path.join(self.root, name))
+            inside = self._open(name, flags)
         try:
             yield inside
         finally:
             os.close(inside)
+
+    def _open(self, name: str, flags: int) -> int:
+        root = os.open(self.root, flags)
+        try:
+            return os.open(name, flags | os.O_NOFOLLOW, dir_fd=root)
+        finally:
+            os.close(root)
 
     @contextmanager
     def _told(self, digest: str) -> Iterator[None]:

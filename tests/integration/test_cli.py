@@ -167,7 +167,7 @@ def test_erase_says_what_left_each_table(cli: Cli) -> None:
     cli.run("predict", "photos")
     digest = cli.json("show", "00003.png")["predictions"][0]["digest"]
     planned = cli.json("erase", "--key", "00003.png", "--dry-run")
-    assert planned["removed"] == {"image": 1, "failure": 0, "prediction": 1, "work_item": 1}
+    assert planned["removed"] == {"image": 1, "failure": 0, "prediction": 1, "review": 0, "work_item": 1}
     assert planned["dry_run"] is True
     done = cli.run("erase", "--key", "00003.png", "--block")
     assert "prediction 1" in " ".join(done.stdout.split())

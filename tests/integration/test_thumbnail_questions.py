@@ -63,6 +63,7 @@ def test_a_pipeline_that_never_ran_has_nothing(engine: Engine) -> None:
         ("a", None, False),
         ("a", "Raw_2026-01-01/00000.png", False),
         ("a", "Raw_2026-01-01/' OR ''='", False),
+        ("a", "Raw_2026-01-01/\0", False),
     ],
 )
 def test_what_is_in_quarantine_is_found_by_its_key(

@@ -61,7 +61,7 @@ def page(request: Request, dag_id: str, run_id: str, reader: ReaderDep) -> Respo
         failures=run_failures(engine, found, PICTURES),
         least=least_certain(engine, found, PICTURES),
         joined=JOINED,
-        thumbnails=pipeline is not None and thumbnails_of(pipeline),
+        thumbnails=thumbnails_of(pipeline),
         in_airflow=dag_id != COMMAND_LINE,
         **_stages(run, found),
     )

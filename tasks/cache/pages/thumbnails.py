@@ -27,7 +27,8 @@ def is_of_pipeline(engine: Engine, name: str, digest: bytes, key: str | None = N
         here = select(twins.c.key).where(twins.c.source_no == source_no, _starts(twins.c.key, prefix)).limit(1)
         if connection.execute(here).first() is not None:
             return True
-        return key is not None and key.startswith(prefix) and _failed(connection, source_no, key, digest)
+        is_a_key = key is not None and key.startswith(prefix) and "\0" not in key
+        return key is not None and is_a_key and _failed(connection, source_no, key, digest)
 
 
 def _place(connection: Connection, name: str) -> tuple[int, str] | None:
