@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,12 @@ def test_answers_by_keyboard_end_as_rows(page: Page, seeded: dict[str, str]) -> 
 
     def said(number: int, label: str) -> None:
         expect(told).to_have_text(f"{queue[number]['shown']}: {label}")
+
+    # The image is large, and it is that of the digest.
+    picture = page.locator("#picture img")
+    expect(picture).to_have_attribute("src", re.compile(f"thumbnails/{queue[0]['digest']}$"))
+    page.wait_for_function("document.querySelector('#picture img').naturalWidth > 0")
+    assert picture.bounding_box()["height"] > 300  # type: ignore[index]
 
     # Agree, by either key.
     expect(key).to_have_text(queue[0]["shown"])
