@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,12 @@ def test_answers_by_keyboard_end_as_rows(page: Page, seeded: dict[str, str]) -> 
 
     def said(number: int, label: str) -> None:
         expect(told).to_have_text(f"{queue[number]['shown']}: {label}")
+
+    # The image is large, and it is that of the digest.
+    picture = page.locator("#picture img")
+    expect(picture).to_have_attribute("src", re.compile(f"thumbnails/{queue[0]['digest']}$"))
+    page.wait_for_function("document.querySelector('#picture img').naturalWidth > 0")
+    assert picture.bounding_box()["height"] > 300  # type: ignore[index]
 
     # Agree, by either key.
     expect(key).to_have_text(queue[0]["shown"])
@@ -109,10 +116,9 @@ def test_the_next_images_come_when_these_are_used_up(page: Page, seeded: dict[st
     before = len(contract.reviews(engine, "compared"))
     page.goto(f"{PAGE}?margin_to=1")
     batch: dict[str, Any] = page.evaluate("JSON.parse(document.getElementById('batch').textContent)")
-    for number in range(1, len(batch["items"])):
+    for number in range(1, len(batch["items"]) + 1):
         expect(page.locator("#place")).to_have_text(str(number))
         page.keyboard.press("a")
-    page.keyboard.press("a")
     page.wait_for_url("**after=**")
     expect(page.locator("#place")).to_have_text("1")
     again: dict[str, Any] = page.evaluate("JSON.parse(document.getElementById('batch').textContent)")

@@ -14,7 +14,7 @@ from tasks.cache.pages.comparison import Agreement, Difference, Pair, agreement,
 from tasks.cache.pages.scope import ModelName, PipelineScope, pipeline_scope
 from tasks.cache.pages.walking import Position
 from tasks.cache.schema import pair_count
-from tests.pairs import labels_by_key, write_pair_counts
+from tests.pairs import labels_by_key
 from tests.pictures import LABELS, tinted_picture, write_small_bundle
 from tests.runner import Runner
 
@@ -38,7 +38,6 @@ class Scene:
             self.run(model)
             seen = until
         self.engine = connect(url)
-        write_pair_counts(url, ["photos"])
 
     def run(self, model: str) -> None:
         table = {"name": "photos", "images": str(self.folder / "images"), "model": str(self.models[model])}

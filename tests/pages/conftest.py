@@ -14,7 +14,6 @@ import httpx
 import pytest
 
 from tests.browser.chromium import chromium, signed_in
-from tests.pairs import write_pair_counts
 from tests.pictures import picture, tinted_picture, write_small_bundle
 from tests.runner import Runner
 from tests.site import Site, serving_site
@@ -63,6 +62,7 @@ COMPARED = """
 [compared]
 images = "{images}"
 model = "{current}"
+thumbnails = "{thumbnails}"
 """
 
 
@@ -74,10 +74,10 @@ def run_compared(folder: Path, home: Path, url: str) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(tinted_picture(number))
     models = {name: write_small_bundle(folder / f"compared-{name}", seed) for name, seed in COMPARED_SEEDS.items()}
+    table = {"images": str(folder / "compared"), "thumbnails": str(folder / "compared-thumbnails")}
     for model in models.values():
-        Runner(home, url, name="compared", images=str(folder / "compared"), model=str(model)).run()
-    write_pair_counts(url, ["compared"])
-    return COMPARED.format(images=folder / "compared", **models)
+        Runner(home, url, name="compared", model=str(model), **table).run()
+    return COMPARED.format(**table, **models)
 
 
 @pytest.fixture(scope="session")

@@ -47,7 +47,7 @@ def test_every_command_is_in_the_readme() -> None:
         assert f"./afterimage {command.callback.__name__}" in README
 
 
-@pytest.mark.parametrize("view", ["v_prediction", "v_current_prediction", "v_failure", "v_run"])
+@pytest.mark.parametrize("view", ["v_prediction", "v_current_prediction", "v_failure", "v_run", "v_review"])
 def test_every_column_of_a_view_is_in_docs_sql(view: str, tmp_path: Path) -> None:
     engine = connect(f"sqlite:///{tmp_path / 'cache.db'}")
     migrate(engine)

@@ -1,5 +1,8 @@
 // Review by keyboard: one image at a time, each answer is sent at once, and the next image is there before the answer is back.
 (() => {
+  // Where all that the server had the time to look at was reviewed: it goes on from there, and comes to an end.
+  const further = document.getElementById("go-on");
+  if (further) return location.replace(further.href);
   const found = document.getElementById("batch");
   if (!found) return;
   const batch = JSON.parse(found.textContent);

@@ -83,6 +83,6 @@ def _pair(scope: PipelineScope, a: str, b: str) -> tuple[ModelName, ModelName]:
 
 
 def _heats(table: Confusion) -> dict[tuple[str | None, str | None], int]:
-    """How hot each cell is, from 0 to HEATS - 1, by its share of the hottest."""
-    most = max(table.images.values(), default=1)
+    """How hot each cell is, from 0 to HEATS - 1, by its share of the hottest pair; what is folded together is as hot at most."""
+    most = max((images for cell, images in table.images.items() if None not in cell), default=1)
     return {cell: min(HEATS - 1, images * HEATS // (most + 1)) for cell, images in table.images.items()}

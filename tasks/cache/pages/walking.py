@@ -97,9 +97,10 @@ def gather(
 
 
 def living(scope: PipelineScope) -> tuple[ColumnElement[bool], ...]:
-    """The images of a pipeline that are there."""
+    """The images of a pipeline that are there; for a query that names a digest."""
     under = func.substr(image.c.key, 1, len(scope.prefix)) == scope.prefix
-    return image.c.source_no == scope.source_no, under, image.c.deleted_at.is_(None)
+    # As an expression, or PostgreSQL may read the index over the keys of the whole source for it.
+    return image.c.source_no + 0 == scope.source_no, under, image.c.deleted_at.is_(None)
 
 
 def first_key(scope: PipelineScope, digest: ColumnElement[bytes]) -> ScalarSelect[str]:
