@@ -53,6 +53,7 @@ class ClosedRun:
     failed: bool
     message: str | None
     drift: float | None
+    drift_message: str | None
     listed: int
     counts: Mapping[str, int]
 
@@ -89,7 +90,8 @@ class Notice:
         run = self.run
         return {
             "title": f"{run.name}: {'; '.join(_TITLES[event] for event in told)}",
-            "text": "\n".join([*(self.events[event] for event in told), f"Run {run.run_id}: {_sum(run)}"]),
+            # A run that failed because of its drift says that once.
+            "text": "\n".join([*dict.fromkeys(self.events[event] for event in told), f"Run {run.run_id}: {_sum(run)}"]),
             "url": url,
             "events": told,
             "pipeline": run.pipeline,
@@ -102,26 +104,18 @@ class Notice:
         }
 
 
-def notice_of(
-    run: ClosedRun, earlier: EarlierRuns, drift_limit: float | None, wanted: Collection[str]
-) -> Notice | None:
+def notice_of(run: ClosedRun, earlier: EarlierRuns, wanted: Collection[str]) -> Notice | None:
     """What there is to tell of the events that anybody wants to hear of; None where there is nothing."""
-    events = {name: told for name, told in _events(run, earlier, drift_limit).items() if told and name in wanted}
+    events = {name: told for name, told in _events(run, earlier).items() if told and name in wanted}
     return Notice(run, events) if events else None
 
 
-def _events(run: ClosedRun, earlier: EarlierRuns, drift_limit: float | None) -> dict[str, str | None]:
-    return {FAILURE: _failure(run), DRIFT: _drift(run, drift_limit), FAILURE_RATE: _failure_rate(run, earlier)}
+def _events(run: ClosedRun, earlier: EarlierRuns) -> dict[str, str | None]:
+    return {FAILURE: _failure(run), DRIFT: run.drift_message, FAILURE_RATE: _failure_rate(run, earlier)}
 
 
 def _failure(run: ClosedRun) -> str | None:
     return (run.message or "The run failed.") if run.failed else None
-
-
-def _drift(run: ClosedRun, limit: float | None) -> str | None:
-    if run.drift is None or limit is None or run.drift <= limit:
-        return None
-    return f"Its drift is {run.drift:.3g}, and drift_limit is {limit:g}."
 
 
 def _failure_rate(run: ClosedRun, earlier: EarlierRuns) -> str | None:

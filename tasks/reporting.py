@@ -52,9 +52,9 @@ def publish(engine: Engine, staging: Staging, options: ReportOptions) -> dict[st
         counts = summary(engine, staging)
         count_run(engine, staging)
         drift, moved = _drift(engine, staging, options)
-        error = _verdict(counts, options.max_failure_rate) or moved
+        error = _verdict(counts, options.max_failure_rate) or _too_far(moved, options)
         state, message = (FAILED, str(error)) if error else (SUCCESS, None)
-        is_closed = close_run(engine, staging, counts, state, message, drift.psi if drift else None)
+        is_closed = close_run(engine, staging, counts, state, message, drift.psi if drift else None, moved)
     prune_staging(engine, options.pipeline, options.keep_runs)
     if error:
         raise error
@@ -106,8 +106,19 @@ def _verdict(counts: Mapping[str, Any], max_failure_rate: float) -> InvariantVio
     return None
 
 
-def _drift(engine: Engine, staging: Staging, options: ReportOptions) -> tuple[Drift | None, DriftExceeded | None]:
-    """How far the run's predictions are from the baseline, None where that cannot be judged; and what is wrong with it."""
+def _too_far(moved: str | None, options: ReportOptions) -> DriftExceeded | None:
+    """What a run that has drifted fails with; None where the pipeline wants to be told only."""
+    if moved is None or options.drift is None:
+        return None
+    if options.drift.fails:
+        return DriftExceeded(moved)
+    log.warning("%s", moved)
+    return None
+
+
+def _drift(engine: Engine, staging: Staging, options: ReportOptions) -> tuple[Drift | None, str | None]:
+    """How far the run's predictions are from the baseline, None where that cannot be judged; and what to say where that is too
+    far."""
     asked, model_no = options.drift, model_of(engine, staging)
     if asked is None or options.pipeline is None or model_no is None:
         return None, None
@@ -118,10 +129,7 @@ def _drift(engine: Engine, staging: Staging, options: ReportOptions) -> tuple[Dr
     drift = drift_of(now.labels, now.scores, then.labels, then.scores)
     if drift is None or not drift.exceeds(asked.limit):
         return drift, None
-    told = _told(engine, model_no, drift, asked, now.labels, then.labels)
-    if not asked.fails:
-        log.warning("%s", told)
-    return drift, DriftExceeded(told) if asked.fails else None
+    return drift, _told(engine, model_no, drift, asked, now.labels, then.labels)
 
 
 def _told(

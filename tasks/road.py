@@ -148,7 +148,7 @@ def take_notice(request: RunRequest, settings: Settings, engine: Engine | None =
     if found is None:
         return None
     wanted = {event for one in table.notify for event in one.on}
-    notice = notice_of(*found, table.drift_limit, wanted)
+    notice = notice_of(*found, wanted)
     return notice if notice is not None and claim_notice(engine, staging) else None
 
 

@@ -30,8 +30,8 @@ def closed_run(engine: Engine, staging: Staging) -> tuple[ClosedRun, EarlierRuns
         added = (func.coalesce(func.sum(before.c[name]), 0) for name in ("worked", "failed"))
         runs, images, failed = connection.execute(select(func.count(), *added).select_from(before)).one()
     counts = {name: row._mapping[name] for name in (*OUTCOMES, "open")}
-    state, message = row.state == FAILED, row.message
-    closed = ClosedRun(row.dag_id, row.run_id, row.pipeline, state, message, row.drift, row.listed, counts)
+    of_run = (row.dag_id, row.run_id, row.pipeline, row.state == FAILED, row.message, row.drift, row.drift_message)
+    closed = ClosedRun(*of_run, row.listed, counts)
     return closed, EarlierRuns(runs, int(images), int(failed))
 
 

@@ -116,6 +116,7 @@ def open_run(engine: Engine, start: RunStart) -> Staging:
             "worker_seconds": 0.0,
             "waiting_since": None,
             "drift": None,
+            "drift_message": None,
             "notified_at": None,
         }
         statement = insert(connection, run).values(**values, generation=1)
@@ -249,6 +250,7 @@ def close_run(
     state: str,
     message: str | None,
     drift: float | None = None,
+    drift_message: str | None = None,
 ) -> bool:
     """Write the counts into the run row, replacing what was there, and make its model the pipeline's current one.
 
@@ -273,6 +275,7 @@ def close_run(
                 held_back_by=counts["held_back_by"],
                 worker_seconds=counts["worker_seconds"],
                 drift=drift,
+                drift_message=drift_message,
                 waiting_since=_waiting_since(connection, staging),
                 finished_at=row.started_at + timedelta(seconds=counts["seconds"]),
             )

@@ -204,6 +204,7 @@ run = Table(
     Column("worker_seconds", Double, nullable=False, server_default="0"),
     Column("waiting_since", Moment),
     Column("drift", Double),
+    Column("drift_message", Text),
     Column("notified_at", Moment),
     UniqueConstraint("dag_id", "run_id"),
 )

@@ -62,7 +62,9 @@ def make(tmp_path: Path, home: Path, images: Path, database_url: str) -> Make:
 
 
 def newest(runner: Runner) -> dict[str, Any]:
-    return runner.rows("SELECT state, message, drift, predicted FROM v_run ORDER BY started_at DESC LIMIT 1")[0]
+    return runner.rows(
+        "SELECT state, message, drift, drift_message, predicted FROM v_run ORDER BY started_at DESC LIMIT 1"
+    )[0]
 
 
 def predict_again(runner: Runner, images: Path, count: int = 60) -> None:
@@ -103,6 +105,7 @@ def test_with_notify_the_run_is_a_success_and_its_log_warns(
     predict_again(one, images)
     assert newest(one)["state"] == "success"
     assert newest(one)["drift"] > 0.25
+    assert "have moved from the baseline" in newest(one)["drift_message"]
     assert "have moved from the baseline" in caplog.text
 
 

@@ -21,14 +21,19 @@ SMTP = "airflow.providers.smtp.notifications.smtp.SmtpNotifier"
 
 def closed(damaged: int = 0, predicted: int = 0, **changes: Any) -> ClosedRun:
     counts = {**dict.fromkeys((*OUTCOMES, "open"), 0), "predicted": predicted, "failed": damaged}
-    values = {"failed": False, "message": None, "drift": None, "listed": damaged + predicted, "counts": counts}
+    values = {
+        "failed": False,
+        "message": None,
+        "drift": None,
+        "drift_message": None,
+        "listed": damaged + predicted,
+        "counts": counts,
+    }
     return ClosedRun("predict_photos", "manual__1", "photos", **{**values, **changes})
 
 
-def events(
-    run: ClosedRun, earlier: EarlierRuns, limit: float | None = None, wanted: tuple[str, ...] = EVENTS
-) -> list[str]:
-    found = notice_of(run, earlier, limit, wanted)
+def events(run: ClosedRun, earlier: EarlierRuns, wanted: tuple[str, ...] = EVENTS) -> list[str]:
+    found = notice_of(run, earlier, wanted)
     return [] if found is None else list(found.events)
 
 
@@ -51,29 +56,36 @@ def test_a_rate_rises_against_the_runs_before(failed: int, predicted: int, earli
     assert events(closed(failed, predicted), earlier) == (["failure_rate"] if is_told else [])
 
 
-def test_drift_is_told_of_beyond_a_limit_only() -> None:
-    assert events(closed(drift=0.3), NONE_BEFORE, 0.2) == ["drift"]
-    assert events(closed(drift=0.2), NONE_BEFORE, 0.2) == []
-    assert events(closed(drift=9.0), NONE_BEFORE, None) == []
-    assert events(closed(drift=None), NONE_BEFORE, 0.2) == []
+def test_drift_is_told_of_where_it_was_judged_too_far() -> None:
+    assert events(closed(drift=0.3, drift_message="It moved."), NONE_BEFORE) == ["drift"]
+    assert events(closed(drift=9.0), NONE_BEFORE) == []
+    assert events(closed(), NONE_BEFORE) == []
+
+
+def test_a_run_that_failed_because_of_its_drift_says_that_once() -> None:
+    found = notice_of(
+        closed(failed=True, message="It moved.", drift=0.3, drift_message="It moved."), NONE_BEFORE, EVENTS
+    )
+    assert found is not None
+    assert found.about(EVENTS, "")["text"].count("It moved.") == 1
 
 
 def test_several_events_are_one_notice_and_each_hears_of_its_own() -> None:
-    run = closed(5, 5, failed=True, message="Too many.", drift=0.5)
-    found = notice_of(run, EarlierRuns(7, 100, 1), 0.2, EVENTS)
+    run = closed(5, 5, failed=True, message="Too many.", drift=0.5, drift_message="It moved.")
+    found = notice_of(run, EarlierRuns(7, 100, 1), EVENTS)
     assert found is not None
     whole = found.about(EVENTS, "http://airflow/run")
     assert whole["title"] == "photos: the run failed; its predictions have drifted; more images fail than before"
     assert whole["text"].splitlines() == [
         "Too many.",
-        "Its drift is 0.5, and drift_limit is 0.2.",
+        "It moved.",
         "5 of 10 images failed (50.0%); of the 7 runs before, 1 of 100 (1.0%).",
         "Run manual__1: listed 10 = predicted 5 · failed 5",
     ]
     assert whole["counts"]["failed"] == 5
     part = found.about(("drift",), "http://airflow/run")
     assert (part["title"], part["events"]) == ("photos: its predictions have drifted", ["drift"])
-    assert events(run, NONE_BEFORE, 0.2, ("drift",)) == ["drift"]
+    assert events(run, NONE_BEFORE, ("drift",)) == ["drift"]
 
 
 def written(folder: Path, tables: str) -> Path:

@@ -13,7 +13,7 @@ from tasks.cache.schema import SCHEMA, Moment
 revision = "0005"
 down_revision = "0004"
 
-RUN_COLUMNS = ("worker_seconds", "waiting_since", "drift", "notified_at")
+RUN_COLUMNS = ("worker_seconds", "waiting_since", "drift", "drift_message", "notified_at")
 
 SUMS = {
     "label_count": ("day", "label_index"),
@@ -53,7 +53,7 @@ REVIEWS = """
 def upgrade() -> None:
     schema = words()["schema"]
     for column, kind in zip(
-        RUN_COLUMNS, ("{double} NOT NULL DEFAULT 0", "{moment}", "{double}", "{moment}"), strict=True
+        RUN_COLUMNS, ("{double} NOT NULL DEFAULT 0", "{moment}", "{double}", "TEXT", "{moment}"), strict=True
     ):
         op.execute(f"ALTER TABLE {schema}run ADD COLUMN {column} {kind.format(**words())}")
     op.execute(f"ALTER TABLE {schema}shard ADD COLUMN done BIGINT NOT NULL DEFAULT 0")
@@ -62,7 +62,7 @@ def upgrade() -> None:
     create_labels_and_reviews()
     for table in SUMS:
         create_sums(table)
-    view_runs(", r.worker_seconds, r.waiting_since, r.drift, r.notified_at")
+    view_runs(", r.worker_seconds, r.waiting_since, r.drift, r.drift_message, r.notified_at")
     op.execute(f"CREATE VIEW {schema}v_review AS {REVIEWS.format(**words())}")
 
 
