@@ -3,23 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from afterimage_ui.shell import PageProblem
-from tasks.cache.pages.scope import PipelineScope, pipeline_scope
 from tasks.cache.pages.walking import Position
-from tasks.listing import can_be_stored
-
-if TYPE_CHECKING:
-    from sqlalchemy import Engine
-
-
-def scope_of(cache: Engine, pipeline: str) -> PipelineScope:
-    """The scope of a pipeline. Raises PageProblem before its first successful run."""
-    scope = pipeline_scope(cache, pipeline) if can_be_stored(pipeline) else None
-    if scope is None:
-        raise PageProblem(f"The pipeline {pipeline} has no run that has succeeded yet. Trigger its DAG, and come back.")
-    return scope
 
 
 def number_in(name: str, text: str) -> float | None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from afterimage_ui import caches
 from afterimage_ui.shell import PageProblem
 from tasks.cache.pages.scope import ModelName, PipelineScope, pipeline_scope
+from tasks.listing import can_be_stored
 
 
 def scope_of(pipeline: str) -> PipelineScope:
     """The scope of a pipeline. Raises PageProblem before its first successful run."""
-    found = pipeline_scope(caches.page_cache(), pipeline)
+    found = pipeline_scope(caches.page_cache(), pipeline) if can_be_stored(pipeline) else None
     if found is None:
         raise PageProblem(
             f"The pipeline {pipeline!r} has no predictions yet: no run of its whole schedule has ended well. Start one, or wait."

@@ -130,7 +130,7 @@ def test_the_images_on_which_they_differ(scene: Scene) -> None:
 
 def test_a_search_that_takes_too_long_says_where_it_goes_on(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = all_pages(scene, 100)
-    for name, value in (("FIRST_STEP", 5), ("LATER_STEP", 5), ("BUDGET_SECONDS", 0.0)):
+    for name, value in (("FIRST_GROUP", 5), ("LATER_GROUP", 5), ("BUDGET_SECONDS", 0.0)):
         monkeypatch.setattr(walking, name, value)
     first = differing(scene.engine, scene.scope, *scene.pair)
     assert first.after is not None

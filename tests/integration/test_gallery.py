@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, event, func, insert, select
 
 from tasks.cache.database import connect, is_sqlite, reading, writing
-from tasks.cache.pages import gallery
+from tasks.cache.pages import gallery, walking
 from tasks.cache.pages.filters import Filter, after_prefix
 from tasks.cache.pages.gallery import Place, Question
 from tasks.cache.pages.scope import ModelName, PipelineScope
@@ -157,8 +157,8 @@ def test_pages_give_every_row_of_a_filter_once(engine: Engine, pieces: str, monk
     limit, patience = (7, gallery.PATIENCE) if pieces == "usual" else (48, NO_PATIENCE)
     if pieces == "small":
         monkeypatch.setattr(gallery, "_PIECES", (5, 19))
-        monkeypatch.setattr(gallery, "_CANDIDATES", 30)
-        monkeypatch.setattr(gallery, "_DIGESTS", 9)
+        monkeypatch.setattr(walking, "CANDIDATES", 30)
+        monkeypatch.setattr(walking, "LATER_GROUP", 9)
     for name, asked in FILTERS.items():
         expected = wanted(engine, asked)
         by_key = all_pages(engine, asked, "key", limit, patience)
@@ -184,7 +184,7 @@ def test_a_page_that_looks_for_what_is_not_there_stops_in_time(engine: Engine, m
     assert (page.rows, page.stopped, page.looked_at) == ([], True, 10)
     assert page.after is not None
 
-    monkeypatch.setattr(gallery, "_CANDIDATES", 8)
+    monkeypatch.setattr(walking, "CANDIDATES", 8)
     page = gallery.by_margin(engine, Question(SCOPE, MODEL, Filter(contains="nowhere"), patience=NO_PATIENCE))
     assert (page.rows, page.stopped) == ([], True)
     assert isinstance(page.after, Place)
@@ -198,7 +198,8 @@ def test_the_least_certain_are_read_from_the_index(engine: Engine) -> None:
     with reading(engine) as connection:
         if not is_sqlite(engine):
             connection.exec_driver_sql("SET enable_seqscan = off")
-        gallery._least_certain(connection, Question(SCOPE, MODEL, Filter()), range(5), Place(1.0, b"\x80", "raw/x"))
+        way = walking.way_of(connection, MODEL.model_no)
+        walking._least_certain(connection, way, walking.Position(1.0, b"\x80"), inclusive=True)
         statement, parameters = asked[-1]
         rows = connection.exec_driver_sql(f"{explain} {statement}", parameters).all()
     plan = "\n".join(str(row) for row in rows)

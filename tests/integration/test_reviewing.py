@@ -6,14 +6,13 @@ import csv
 import hashlib
 import io
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
-from tasks.cache.database import connect, is_sqlite, reading
+from tasks.cache.database import connect
 from tasks.cache.pages import reviewing, walking
 from tasks.cache.pages.scope import PipelineScope, pipeline_scope
 from tasks.cache.pages.uncertain import Uncertain, uncertain
@@ -111,7 +110,7 @@ def test_of_one_label_and_up_to_a_margin(scene: Scene) -> None:
 
 def test_small_steps_and_no_time_lose_nothing(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = scene.expected()
-    for name, value in (("FIRST_STEP", 9), ("LATER_STEP", 5), ("LEAST_OF_LABEL", 2), ("OF_ALL_LABELS", 4)):
+    for name, value in (("FIRST_GROUP", 9), ("LATER_GROUP", 5), ("OF_EACH_LABEL", 2), ("CANDIDATES", 4)):
         monkeypatch.setattr(walking, name, value)
     assert seen(all_pages(scene, 7)) == expected
     monkeypatch.setattr(walking, "BUDGET_SECONDS", 0.0)
@@ -227,29 +226,3 @@ def test_the_labels_are_those_that_models_are_judged_by(
 )
 def test_wilsons_interval(right: int, reviews: int, low: float, high: float) -> None:
     assert reviewing.Judged(reviews, right, False).interval == pytest.approx((low, high), abs=1e-4)
-
-
-def test_each_step_goes_by_the_index(scene: Scene) -> None:
-    """The plan of the database: no statement of the walk reads a table from end to end."""
-    model = scene.scope.current
-    engine = scene.engine
-    with reading(engine) as connection:
-        way = replace(walking.way_of(connection, model.model_no), margin_to=0.5)
-        query = walking._merged(connection, way, Position(0.0, b""), 20, 64)
-        compiled = query.compile(connection, compile_kwargs={"literal_binds": False})
-        sql = str(compiled)
-        if is_sqlite(engine):
-            sql = sql.replace('"__[SCHEMA_afterimage]".', "").replace("afterimage.", "")
-            plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", _positional(compiled)).all()
-            told = "\n".join(str(row[-1]) for row in plan)
-            assert "SCAN" not in told, told
-        else:
-            connection.execute(text("SET LOCAL enable_seqscan = off"))
-            plan = connection.exec_driver_sql(f"EXPLAIN {sql}", compiled.params).all()
-            told = "\n".join(row[0] for row in plan)
-            assert "Seq Scan" not in told, told
-        assert "prediction_label" in told, told
-
-
-def _positional(compiled: Any) -> tuple[Any, ...]:
-    return tuple(compiled.params[name] for name in compiled.positiontup)

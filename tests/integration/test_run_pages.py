@@ -37,7 +37,7 @@ def test_both_ways_find_the_same(
     assert walked.looked is None
     assert len(doubtful.least_certain(engine, found, 31).predictions) == 30, "the way is over: these are all"
     monkeypatch.setattr(walking, "BUDGET_SECONDS", 0.0)
-    monkeypatch.setattr(walking, "FIRST_STEP", 8)
+    monkeypatch.setattr(walking, "FIRST_GROUP", 8)
     hurried = doubtful.least_certain(engine, found, 30)
     assert hurried.looked == 8
     assert (

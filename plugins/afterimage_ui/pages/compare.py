@@ -10,6 +10,7 @@ from fastapi.responses import HTMLResponse
 
 from afterimage_ui import asking, caches, shell
 from afterimage_ui.access import READ_PIPELINE
+from afterimage_ui.subjects import scope_of
 from afterimage_ui.thumbnails import thumbnails_of
 from tasks.cache.pages import comparison, reviewing
 from tasks.cache.pages.comparison import Confusion, Difference
@@ -31,7 +32,7 @@ def page(
 ) -> Response:
     """Models `a` and `b`, by default the one before and the current one; `from` and `to` choose labels of theirs."""
     cache = caches.page_cache()
-    scope = asking.scope_of(cache, pipeline)
+    scope = scope_of(pipeline)
     if len(scope.models) < 2:
         return shell.render(request, "compare.html", pipeline=pipeline, current="compare", scope=scope, pair=None)
     pair = _pair(scope, a, b)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from afterimage_ui import asking, caches, shell
 from afterimage_ui.access import CHANGE_PIPELINE, READ_PIPELINE, ReaderDep
+from afterimage_ui.subjects import scope_of
 from afterimage_ui.thumbnails import thumbnails_of
 from tasks.cache.pages import reviewing
 from tasks.cache.pages.scope import PipelineScope, pipeline_scope
@@ -51,7 +52,7 @@ def page(
 ) -> Response:
     """The next images to review, of one label or up to a margin where that is asked for."""
     cache = caches.page_cache()
-    scope = asking.scope_of(cache, pipeline)
+    scope = scope_of(pipeline)
     most, position = asking.number_in("margin_to", margin_to), asking.position_in(after)
     model = scope.current
     known = not label or (can_be_stored(label) and reviewing.has_label(cache, model.model_no, label))

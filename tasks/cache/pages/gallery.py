@@ -7,30 +7,23 @@ the page is full or its time is spent: then the page says how far it came, and t
 from __future__ import annotations
 
 import time
-from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, Select, and_, bindparam, func, literal, not_, select, true, tuple_
+from sqlalchemy import Connection, Engine, Row, Select, and_, func, not_, select
 
 from tasks.cache.database import is_sqlite, reading
-from tasks.cache.pages.filters import Filter, label_indexes, of_image, of_prediction, of_scope
+from tasks.cache.pages.filters import Filter, of_image, of_prediction, of_scope
 from tasks.cache.pages.scope import ModelName, PipelineScope
+from tasks.cache.pages.walking import Position, groups, way_of
 from tasks.cache.schema import image, model_label, prediction
 
 PATIENCE = timedelta(milliseconds=200)
 
 # Images that are looked at in one statement: few at first, because most pages are full after them.
 _PIECES = (200, 1_000, 4_000)
-# Predictions that are taken from the index at once, and at least so many of each label.
-_CANDIDATES, _OF_EACH_LABEL = 2_000, 4
-_DIGESTS = 400
-
-# A prediction of the index: its margin, and the digest that it is of.
-Candidate = tuple[float, bytes]
-
 COLUMNS = (
     image.c.key,
     image.c.etag,
@@ -154,97 +147,30 @@ def _end_of_piece(connection: Connection, question: Question, after: str | None,
 def _walk_margins(connection: Connection, question: Question, after: Place | None) -> Found:
     deadline = time.monotonic() + question.patience.total_seconds()
     rows: list[Row[Any]] = []
-    labels = list(connection.execute(label_indexes(question.model.model_no, question.asked.label)).scalars())
+    asked = question.asked
+    way = way_of(connection, question.model.model_no, asked.label, asked.margin_to, asked.margin_from)
+    start = None if after is None else Position(after.margin, after.digest)
     looked_at = 0
-    while True:
-        candidates, more = _least_certain(connection, question, labels, after)
-        for group in _groups(candidates):
-            rows += _with_images(connection, question, group, after, question.limit + 1 - len(rows))
-            looked_at += len(group)
-            if len(rows) > question.limit:
-                last = rows[-2]
-                return Found(rows[:-1], Place(last.margin, last.digest, last.key), looked_at, False)
-            after = Place(*group[-1], None)
-            if time.monotonic() >= deadline and (more or group[-1] is not candidates[-1]):
-                return Found(rows, after, looked_at, True)
-        if not more:
-            return Found(rows, None, looked_at, False)
-
-
-def _groups(candidates: Sequence[Candidate]) -> Iterable[Sequence[Candidate]]:
-    """A small group first: most pages are full after it."""
-    first = 100
-    if candidates:
-        yield candidates[:first]
-    for start in range(first, len(candidates), _DIGESTS):
-        yield candidates[start : start + _DIGESTS]
-
-
-def _least_certain(
-    connection: Connection, question: Question, labels: Sequence[int], after: Place | None
-) -> tuple[list[Candidate], bool]:
-    """The next predictions of these labels together, and whether there are more: some of each label, merged.
-
-    What lies beyond the last one of a label that has more to give is left for the next call.
-    """
-    if not labels:
-        return [], False
-    each = max(_OF_EACH_LABEL, _CANDIDATES // len(labels))
-    ranges = _ranges(connection, question, labels, after, each)
-    merged = sorted(candidate for found in ranges for candidate in found)
-    ends = [max(found) for found in ranges if len(found) == each]
-    if not ends:
-        return merged, False
-    return merged[: bisect_right(merged, min(ends))], True
-
-
-def _ranges(
-    connection: Connection, question: Question, labels: Sequence[int], after: Place | None, each: int
-) -> list[list[Candidate]]:
-    """The next `each` of every label: a range of the index prediction_label for each of them."""
-    if is_sqlite(connection) or len(labels) == 1:
-        # SQLite has no LATERAL, and no way to a server that each question would have to take.
-        query = _next_of(question, bindparam("wanted", type_=prediction.c.label_index.type), after, each)
-        return [[(row[1], row[2]) for row in connection.execute(query, {"wanted": label})] for label in labels]
-    names = label_indexes(question.model.model_no, question.asked.label).subquery("names")
-    lateral = _next_of(question, names.c.label_index, after, each).lateral("ranges")
-    by_label: dict[int, list[Candidate]] = {}
-    for label, margin, digest in connection.execute(select(lateral).select_from(names.join(lateral, true()))):
-        by_label.setdefault(label, []).append((margin, digest))
-    return list(by_label.values())
-
-
-_inner = prediction.alias("candidate")
-
-
-def _next_of(question: Question, label: Any, after: Place | None, each: int) -> Select[Any]:
-    place = tuple_(_inner.c.margin, _inner.c.digest)
-    query = (
-        select(_inner.c.label_index, _inner.c.margin, _inner.c.digest)
-        .where(_inner.c.model_no == question.model.model_no, _inner.c.label_index == label)
-        .order_by(_inner.c.margin, _inner.c.digest)
-        .limit(each)
-    )
-    if question.asked.margin_from is not None:
-        query = query.where(_inner.c.margin >= question.asked.margin_from)
-    if question.asked.margin_to is not None:
-        query = query.where(_inner.c.margin <= question.asked.margin_to)
-    if after is not None:
-        before = tuple_(
-            literal(after.margin, prediction.c.margin.type), literal(after.digest, prediction.c.digest.type)
-        )
-        # With a key, its bytes may have others.
-        query = query.where(place > before if after.key is None else place >= before)
-    return query
+    # After a key, its bytes may have others.
+    for group, is_last in groups(connection, way, start, inclusive=after is not None and after.key is not None):
+        rows += _with_images(connection, question, group, after, question.limit + 1 - len(rows))
+        looked_at += len(group)
+        if len(rows) > question.limit:
+            last = rows[-2]
+            return Found(rows[:-1], Place(last.margin, last.digest, last.key), looked_at, False)
+        after = Place(group[-1].margin, group[-1].digest, None)
+        if time.monotonic() >= deadline and not is_last:
+            return Found(rows, after, looked_at, True)
+    return Found(rows, None, looked_at, False)
 
 
 def _with_images(
-    connection: Connection, question: Question, group: Sequence[Candidate], after: Place | None, limit: int
+    connection: Connection, question: Question, group: Sequence[Position], after: Place | None, limit: int
 ) -> Sequence[Row[Any]]:
     """The images of these predictions, in the order of their margins."""
     query = (
         _joined(question, is_sqlite(connection))
-        .where(*of_scope(question.scope, question.asked), image.c.digest.in_([digest for _, digest in group]))
+        .where(*of_scope(question.scope, question.asked), image.c.digest.in_([position.digest for position in group]))
         .order_by(prediction.c.margin, image.c.digest, image.c.key)
         .limit(limit)
     )

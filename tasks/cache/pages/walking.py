@@ -8,22 +8,24 @@ another model contradicts. So a walk ends after BUDGET_SECONDS at the latest, an
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Self, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, ScalarSelect, Select, func, select, true
+from sqlalchemy import ColumnElement, Connection, ScalarSelect, Select, bindparam, func, literal, select, true, tuple_
 
 from tasks.cache.database import is_sqlite
+from tasks.cache.pages.filters import label_indexes
 from tasks.cache.pages.scope import PipelineScope
-from tasks.cache.schema import image, model_label, prediction
+from tasks.cache.schema import image, prediction
 
 BUDGET_SECONDS = 0.2
 
-FIRST_STEP, LATER_STEP = 64, 500
-# Of one label in one step: few where there are many labels, and enough that each step comes on.
-LEAST_OF_LABEL, OF_ALL_LABELS = 20, 5_000
+# A small group first: most pages are full after it.
+FIRST_GROUP, LATER_GROUP = 100, 400
+# Predictions that are taken from the index at once, and at least so many of each label.
+CANDIDATES, OF_EACH_LABEL = 2_000, 4
 
 T = TypeVar("T")
 
@@ -47,12 +49,15 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """Which predictions a walk passes: of a model, perhaps of one label only, up to a margin. `labels` is how many outputs
-    of the model these are."""
+    """Which predictions a walk passes: of a model, of these of its outputs, between two margins, both of which belong to it.
+
+    `label` is what the outputs are called where it is not all of them.
+    """
 
     model_no: int
-    labels: int
+    outputs: tuple[int, ...]
     label: str | None = None
+    margin_from: float | None = None
     margin_to: float | None = None
 
 
@@ -65,10 +70,16 @@ class Found(Generic[T]):
     looked: int
 
 
-def way_of(connection: Connection, model_no: int, label: str | None = None, margin_to: float | None = None) -> Way:
+def way_of(
+    connection: Connection,
+    model_no: int,
+    label: str | None = None,
+    margin_to: float | None = None,
+    margin_from: float | None = None,
+) -> Way:
     """The way over all predictions of a model, or over those of a label."""
-    outputs = select(func.count()).select_from(model_label).where(*_outputs(model_no, label))
-    return Way(model_no, connection.execute(outputs).scalar_one(), label, margin_to)
+    outputs = tuple(connection.execute(label_indexes(model_no, label)).scalars())
+    return Way(model_no, outputs, label, margin_from, margin_to)
 
 
 def gather(
@@ -81,19 +92,32 @@ def gather(
     """Go until `limit` rows are found, the way is over, or the time is up. `look` gives rows for those digests that count."""
     ends = time.monotonic() + BUDGET_SECONDS
     found: list[tuple[Position, T]] = []
-    looked, most = 0, FIRST_STEP
-    while True:
-        positions, is_over = _step(connection, way, after, most)
-        rows = look([position.digest for position in positions]) if positions else {}
-        for position in positions:
+    looked = 0
+    for group, is_last in groups(connection, way, after):
+        rows = look([position.digest for position in group])
+        for position in group:
             looked, after = looked + 1, position
             if position.digest in rows:
                 found.append((position, rows[position.digest]))
             if len(found) > limit:  # One more, which tells that it goes on.
                 return Found([row for _, row in found[:limit]], found[limit - 1][0], looked)
-        if is_over or time.monotonic() > ends:
-            return Found([row for _, row in found], None if is_over else after, looked)
-        most = LATER_STEP
+        if time.monotonic() > ends and not is_last:
+            return Found([row for _, row in found], after, looked)
+    return Found([row for _, row in found], None, looked)
+
+
+def groups(
+    connection: Connection, way: Way, after: Position | None, *, inclusive: bool = False
+) -> Iterator[tuple[Sequence[Position], bool]]:
+    """The positions of a way in groups, and of each whether it is the last one; `inclusive` begins with `after` itself."""
+    more = True
+    while more:
+        candidates, more = _least_certain(connection, way, after, inclusive=inclusive)
+        starts = [0, *range(FIRST_GROUP, len(candidates), LATER_GROUP)]
+        for start, end in zip(starts, [*starts[1:], len(candidates)], strict=True):
+            if candidates:
+                yield candidates[start:end], not more and end == len(candidates)
+        after, inclusive = (candidates[-1], False) if candidates else (after, inclusive)
 
 
 def living(scope: PipelineScope) -> tuple[ColumnElement[bool], ...]:
@@ -110,45 +134,57 @@ def first_key(scope: PipelineScope, digest: ColumnElement[bytes]) -> ScalarSelec
     return select(least).where(image.c.digest == digest, *living(scope)).correlate_except(image).scalar_subquery()
 
 
-def _step(connection: Connection, way: Way, after: Position | None, most: int) -> tuple[list[Position], bool]:
-    """The next positions, and whether these were the last. A label that has more than were asked for ends a step."""
-    if not way.labels:
-        return [], True
-    of_label = min(most, max(LEAST_OF_LABEL, OF_ALL_LABELS // way.labels))
-    rows = connection.execute(_merged(connection, way, after, of_label, most)).all()
-    passed: list[Position] = []
-    seen = Counter[int]()
-    for row in rows:
-        passed.append(Position(row.margin, bytes(row.digest)))
-        seen[row.label_index] += 1
-        if seen[row.label_index] == of_label:
-            return passed, False
-    return passed, len(rows) < most
+def _least_certain(
+    connection: Connection, way: Way, after: Position | None, *, inclusive: bool
+) -> tuple[list[Position], bool]:
+    """The next predictions of all labels together, and whether there are more: some of each label, merged.
+
+    What lies beyond the last one of a label that has more to give is left for the next call.
+    """
+    if not way.outputs:
+        return [], False
+    each = max(OF_EACH_LABEL, CANDIDATES // len(way.outputs))
+    ranges = _ranges(connection, way, _next_of(way, after, each, inclusive=inclusive))
+    merged = sorted(position for found in ranges for position in found)
+    ends = [max(found) for found in ranges if len(found) == each]
+    if not ends:
+        return merged, False
+    return merged[: bisect_right(merged, min(ends))], True
 
 
-def _merged(connection: Connection, way: Way, after: Position | None, of_label: int, most: int) -> Select[Any]:
-    """The first `of_label` of each label, in one order."""
-    mine = prediction.alias()
-    conditions = [mine.c.model_no == way.model_no, mine.c.label_index == model_label.c.label_index]
-    if after is not None:
-        beyond = (mine.c.margin > after.margin) | (mine.c.digest > after.digest)
-        conditions += [mine.c.margin >= after.margin, beyond]
+def _ranges(connection: Connection, way: Way, next_of: Callable[[Any], Select[Any]]) -> list[list[Position]]:
+    """A range of the index prediction_label for each of the outputs."""
+    if is_sqlite(connection) or len(way.outputs) == 1:
+        # SQLite has no LATERAL, and no way to a server that each question would have to take.
+        query = next_of(bindparam("wanted", type_=prediction.c.label_index.type))
+        found = ((connection.execute(query, {"wanted": output})) for output in way.outputs)
+        return [[Position(row.margin, bytes(row.digest)) for row in rows] for rows in found]
+    names = label_indexes(way.model_no, way.label).subquery("names")
+    lateral = next_of(names.c.label_index).lateral("ranges")
+    by_label: dict[int, list[Position]] = {}
+    for label, margin, digest in connection.execute(select(lateral).select_from(names.join(lateral, true()))):
+        by_label.setdefault(label, []).append(Position(margin, bytes(digest)))
+    return list(by_label.values())
+
+
+_inner = prediction.alias("candidate")
+
+
+def _next_of(way: Way, after: Position | None, each: int, *, inclusive: bool) -> Callable[[Any], Select[Any]]:
+    """A function that gives the query for the next `each` of an output."""
+    place = tuple_(_inner.c.margin, _inner.c.digest)
+    query = (
+        select(_inner.c.label_index, _inner.c.margin, _inner.c.digest)
+        .where(_inner.c.model_no == way.model_no)
+        .order_by(_inner.c.margin, _inner.c.digest)
+        .limit(each)
+    )
+    if way.margin_from is not None:
+        query = query.where(_inner.c.margin >= way.margin_from)
     if way.margin_to is not None:
-        conditions.append(mine.c.margin <= way.margin_to)
-    order = (mine.c.margin, mine.c.digest)
-    outputs = _outputs(way.model_no, way.label)
-    if is_sqlite(connection):  # It has no LATERAL, and finds the rows of a list of digests by the primary key.
-        heads = select(mine.c.digest).where(*conditions).order_by(*order).limit(of_label).correlate(model_label)
-        joined = (prediction.c.model_no == way.model_no) & prediction.c.digest.in_(heads.scalar_subquery())
-        columns = (prediction.c.margin, prediction.c.digest, prediction.c.label_index)
-        query: Select[Any] = select(*columns).select_from(model_label.join(prediction, joined)).where(*outputs)
-        return query.order_by(prediction.c.margin, prediction.c.digest).limit(most)
-    columns = (mine.c.margin, mine.c.digest, mine.c.label_index)
-    of_each = select(*columns).where(*conditions).order_by(*order).limit(of_label).correlate(model_label).lateral()
-    query = select(of_each).select_from(model_label.join(of_each, true())).where(*outputs)
-    return query.order_by(of_each.c.margin, of_each.c.digest).limit(most)
-
-
-def _outputs(model_no: int, label: str | None) -> list[ColumnElement[bool]]:
-    named = [] if label is None else [model_label.c.label == label]
-    return [model_label.c.model_no == model_no, *named]
+        query = query.where(_inner.c.margin <= way.margin_to)
+    if after is not None:
+        margin, digest = prediction.c.margin.type, prediction.c.digest.type
+        before = tuple_(literal(after.margin, margin), literal(after.digest, digest))
+        query = query.where(place >= before if inclusive else place > before)
+    return lambda output: query.where(_inner.c.label_index == output)
