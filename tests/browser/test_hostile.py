@@ -20,7 +20,7 @@ from tests.site import Site, serving_site
 if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext
 
-pytestmark = [pytest.mark.chromium, pytest.mark.alone]
+pytestmark = pytest.mark.chromium
 
 SCRIPT = "<script>window.planted=1</script>"
 IMAGE = "<img src=x onerror=window.planted=1>"

@@ -17,7 +17,7 @@ from tests.site import Site
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-pytestmark = [pytest.mark.chromium, pytest.mark.alone]
+pytestmark = pytest.mark.chromium
 
 PAGE = "/afterimage/pipelines/compared/review"
 

@@ -12,8 +12,6 @@ import pytest
 from tests.conftest import ROOT
 from tests.site import Site
 
-pytestmark = pytest.mark.alone
-
 # Every route of the app, in a process of its own: Airflow reads its settings when it is imported.
 ROUTES = """
 import json, sys

@@ -10,8 +10,6 @@ import pytest
 
 from tests.site import Site
 
-pytestmark = pytest.mark.alone
-
 API = "/afterimage/api/pipelines"
 
 

@@ -8,8 +8,6 @@ import re
 import httpx
 import pytest
 
-pytestmark = pytest.mark.alone
-
 BROWSE = "/afterimage/pipelines/photos/browse"
 
 

@@ -20,8 +20,6 @@ from tests.pages.conftest import COMPARED_IMAGES, HOSTILE_KEY
 from tests.pairs import labels_by_key
 from tests.site import Site
 
-pytestmark = pytest.mark.alone
-
 PAGE = "/afterimage/pipelines/compared/compare"
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
 from sqlalchemy import make_url
 
 from tasks.cache.database import connect
@@ -13,8 +12,6 @@ from tasks.cache.runs import RunKey
 from tests.pictures import write_pictures, write_small_bundle
 from tests.runner import Runner
 from tests.site import serving_site
-
-pytestmark = pytest.mark.alone
 
 
 def test_the_connection_wins_over_the_environment(postgres_url: str, home: Path, tmp_path: Path) -> None:

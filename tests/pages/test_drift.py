@@ -9,8 +9,6 @@ from typing import Any
 import httpx
 import pytest
 
-pytestmark = pytest.mark.alone
-
 PAGE = "/afterimage/pipelines/days/drift"
 
 

@@ -20,8 +20,6 @@ from sqlalchemy import delete, insert, select
 from tasks.cache.database import connect, writing
 from tasks.cache.schema import image, pipeline, prediction, run, source
 
-pytestmark = pytest.mark.alone
-
 PHOTOS = "/afterimage/pipelines/photos"
 BULK = "/afterimage/pipelines/bulk"
 MANY = 40_000

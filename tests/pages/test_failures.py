@@ -20,7 +20,6 @@ from tests.runner import Runner, outcomes
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-pytestmark = pytest.mark.alone
 
 PAGE, RETRIES = "/afterimage/pipelines/broken/failures", "/afterimage/pipelines/broken/retries"
 ODD = "%41 <script>alert(1)<x>\u202e'\"?#&.png"

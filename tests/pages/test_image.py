@@ -14,8 +14,6 @@ from sqlalchemy import delete, insert, select
 from tasks.cache.database import connect, writing
 from tasks.cache.schema import image, pipeline, prediction, review, run
 
-pytestmark = pytest.mark.alone
-
 IMAGE = "/afterimage/pipelines/photos/image"
 ODD = [
     "odd/<script>alert(1)</script>\"'.png",

@@ -13,8 +13,6 @@ from tasks.cache.pages.estimates import hits_of, money_of
 from tasks.cache.pages.overview import Run, Work
 from tests.site import Site
 
-pytestmark = pytest.mark.alone
-
 
 def blocks(client: httpx.Client) -> dict[str, str]:
     """{pipeline: the text of its block}."""

@@ -18,8 +18,6 @@ from tasks.cache.schema import review
 from tests.pages.conftest import COMPARED_IMAGES, HOSTILE_KEY
 from tests.site import Site
 
-pytestmark = pytest.mark.alone
-
 PAGE = "/afterimage/pipelines/compared/review"
 REVIEWS = "/afterimage/pipelines/compared/reviews"
 

@@ -24,8 +24,6 @@ from tests.runner import Runner
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-pytestmark = pytest.mark.alone
-
 
 def address(request: RunRequest) -> str:
     return f"/afterimage/runs/{quote(request.key.dag_id, safe='')}/{quote(request.key.run_id, safe='')}"

@@ -16,8 +16,6 @@ from tests.pictures import picture, tinted_picture, write_pictures, write_small_
 from tests.runner import Runner
 from tests.site import serving_site
 
-pytestmark = pytest.mark.alone
-
 
 def address(pipeline: str, digest: str) -> str:
     return f"/afterimage/pipelines/{pipeline}/thumbnails/{digest}"
