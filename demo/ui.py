@@ -7,17 +7,19 @@ import os
 import secrets
 import signal
 import subprocess
-import sys
+import uuid
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from demo.__main__ import prepare, say, shorten
 from demo.local_airflow import COMMAND, home, migrate_airflow
 from demo.metadata import metadata_server
+from tasks import road
 from tasks.cache.pages.scope import known_pipelines
+from tasks.cache.runs import RunKey
 from tasks.pipelines import find_pipeline
+from tasks.plan import RunRequest
 from tasks.settings import load_settings
-from tasks.worker import open_cache
 
 PORT = int(os.environ.get("AIRFLOW__API__PORT", "8080"))
 EARLY_EPOCHS = 3
@@ -46,18 +48,18 @@ def main() -> None:
 def prepare_history() -> None:
     """Have an older model predict the bucket first, so that the pages have something to show and to compare."""
     settings = load_settings()
-    if known_pipelines(open_cache(settings)):
+    if known_pipelines(road.open_cache(settings)):
         return
     from demo.network import write_model
 
-    model = Path(find_pipeline(settings.pipelines, "digits").models[0])
+    pipeline = find_pipeline(settings.pipelines, "digits")
+    model = Path(pipeline.models[0])
     early = model.with_name(f"{model.name}-0")
     write_model(early, version="0", epochs=EARLY_EPOCHS)
     say(f"an older model in {shorten(str(early))} predicts first:")
-    # 1 says that some images are broken, as they should be.
-    command = [sys.executable, "-m", "tasks", "predict", "digits", "--model", str(early)]
-    if subprocess.run(command, check=False).returncode > 1:
-        raise SystemExit("The older model could not predict. Run ./afterimage doctor.")
+    table = pipeline.model_copy(update={"model": str(early)})
+    counts = road.run(RunRequest(RunKey("cli", str(uuid.uuid4())), "cli", table, table.name), settings)
+    say(road.format_summary(counts).splitlines()[0])
 
 
 def _metadata() -> AbstractContextManager[str]:

@@ -75,8 +75,8 @@ def profile(site: Site) -> Iterator[BrowserContext]:
 def addresses(site: Site) -> list[str]:
     """Every page of the pipeline, and the page of every image."""
     with site.client("admin") as client:
-        runs = client.get("/afterimage/api/pipelines/photos/runs").json()["rows"]
-        images = client.get("/afterimage/api/pipelines/photos/predictions").json()["rows"]
+        runs = client.get("/afterimage/api/pipelines/photos/runs").json()["runs"]
+        images = client.get("/afterimage/api/pipelines/photos/predictions").json()["predictions"]
     assert len(images) > len(HOSTILE) / 2
     return [
         "",
