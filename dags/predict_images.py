@@ -174,7 +174,7 @@ def build(pipeline: Pipeline, schedule: Any = None) -> DAG:
             return counts
 
         # A notifier that hangs must not hold up tomorrow's run; the next attempt sends nothing again.
-        @task(execution_timeout=timedelta(minutes=30))
+        @task(execution_timeout=timedelta(hours=1))
         def close_run() -> dict[str, Any] | None:
             from tasks import road
 

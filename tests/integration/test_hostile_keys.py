@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,6 +15,7 @@ from tasks.optimisation.sample import _leave_out
 from tests.command_line import exit_code
 from tests.pictures import picture, write_small_bundle
 from tests.runner import Runner, outcomes
+from tests.tab import opened_pages
 
 FORGED = "INFO all is well"
 KEYS = (
@@ -154,31 +154,16 @@ def test_what_a_comparison_leaves_out_is_quoted(lines: list[str]) -> None:
     check(line)
 
 
-def test_the_tab_in_airflow_shows_text_and_nothing_else(hostile: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through the app as Airflow mounts it; who may look is another test's matter."""
-    client = tab(monkeypatch, hostile.settings.database_url)
+def test_the_tab_in_airflow_shows_text_and_nothing_else(hostile: Runner) -> None:
     hostile.run()
     (run,) = hostile.rows("SELECT dag_id, run_id, model_name FROM v_run")
-    answer = client.get(f"/runs/{run['dag_id']}/{run['run_id']}")
+    with opened_pages(hostile.settings.database_url) as client:
+        answer = client.get(f"/runs/{run['dag_id']}/{run['run_id']}")
+        unknown = client.get("/runs/%3Cscript%3Ealert(1)%3C%2Fscript%3E/'%3B%20DROP%20TABLE%20run%3B--")
     assert answer.status_code == 200
     assert "<b>" in run["model_name"]
     assert "[red]&lt;b&gt;\\u202e" in answer.text
     check(answer.text)
     assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
-    unknown = client.get("/runs/%3Cscript%3Ealert(1)%3C%2Fscript%3E/'%3B%20DROP%20TABLE%20run%3B--")
-    assert "<script" not in unknown.text
+    assert "<script>" not in unknown.text
     assert len(hostile.rows("SELECT * FROM v_run")) == 1
-
-
-def tab(monkeypatch: pytest.MonkeyPatch, database_url: str) -> Any:
-    from afterimage_ui import app
-    from fastapi.routing import APIRoute
-    from fastapi.testclient import TestClient
-
-    monkeypatch.setenv("AFTERIMAGE_DATABASE", database_url)
-    app._engine.cache_clear()
-    made = app.create_app()
-    for route in made.routes:
-        for needed in route.dependencies if isinstance(route, APIRoute) else ():
-            made.dependency_overrides[needed.dependency] = lambda: None
-    return TestClient(made)

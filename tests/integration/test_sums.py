@@ -355,7 +355,7 @@ def test_adding_up_anew_leaves_a_run_that_goes_on_its_images(make: Make, images:
 
 def test_there_is_nothing_to_add_up_before_a_pipeline_has_run(make_here: Make) -> None:
     with pytest.raises(ConfigurationError, match="no successful run"):
-        sums.rebuild_sums(connect(make_here().settings.database_url), "test")
+        sums.rebuild_sums(road.open_cache(make_here().settings), "test")
 
 
 def test_erasing_leaves_the_sums(make_here: Make) -> None:

@@ -44,13 +44,13 @@ def test_a_pipelines_table_has_no_key_for_it() -> None:
 
 @pytest.mark.parametrize("path", AIRFLOWS, ids=str)
 def test_what_a_run_was_asked_for_reaches_no_setting(path: Path) -> None:
-    """No file reads a run's conf, and settings are overridden in one place, by Connections alone."""
+    """No file reads a run's conf, and settings are overridden by Connections alone: for tasks, and for pages."""
     tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     overridden = [one for one in calls if getattr(one.func, "id", "") in ("load_settings", "Settings") and one.keywords]
 
     assert not any(isinstance(node, ast.Attribute) and node.attr == "conf" for node in ast.walk(tree))
-    assert len(overridden) == (path.name == "afterimage_context.py")
+    assert len(overridden) == (path.name in ("afterimage_context.py", "caches.py"))
 
 
 @pytest.mark.parametrize("endpoint", ["http://user:password@host", "file:///etc/passwd", "http://"])
