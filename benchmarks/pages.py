@@ -65,13 +65,16 @@ FILL = [
     "FROM generate_series(1, {images} / 100) n",
     "INSERT INTO review SELECT 'photos', digest, label, 2, 'admin', now() FROM prediction WHERE model_no = 2 "
     "ORDER BY margin LIMIT {images} / 200",
-    "INSERT INTO label_count SELECT 'photos', p.model_no, (i.last_modified AT TIME ZONE 'UTC')::date, p.label_index, "
+    "INSERT INTO label_count (pipeline, model_no, day, label_index, run_no, images) "
+    "SELECT 'photos', p.model_no, (i.last_modified AT TIME ZONE 'UTC')::date, p.label_index, "
     "CASE p.model_no WHEN 1 THEN 1 ELSE {days} + 1 END, count(*) FROM image i JOIN prediction p USING (digest) "
     "GROUP BY 2, 3, 4, 5",
-    "INSERT INTO score_count SELECT 'photos', p.model_no, (i.last_modified AT TIME ZONE 'UTC')::date, "
+    "INSERT INTO score_count (pipeline, model_no, day, bin, run_no, images) "
+    "SELECT 'photos', p.model_no, (i.last_modified AT TIME ZONE 'UTC')::date, "
     "least(19, floor(p.score * 20))::smallint, CASE p.model_no WHEN 1 THEN 1 ELSE {days} + 1 END, count(*) "
     "FROM image i JOIN prediction p USING (digest) GROUP BY 2, 3, 4, 5",
-    "INSERT INTO pair_count SELECT 'photos', 2, 1, b.label_index, a.label_index, {days} + 1, count(*) FROM image i "
+    "INSERT INTO pair_count (pipeline, model_no, other_model_no, label_index, other_label_index, run_no, images) "
+    "SELECT 'photos', 2, 1, b.label_index, a.label_index, {days} + 1, count(*) FROM image i "
     "JOIN prediction a ON a.digest = i.digest AND a.model_no = 1 JOIN prediction b ON b.digest = i.digest AND b.model_no = 2 "
     "GROUP BY 4, 5",
     "INSERT INTO shard (run_no, generation, shard, expected, done, device, reads, forward_passes, seconds, updated_at) "
