@@ -11,14 +11,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Engine, Subquery, case, func, select, union_all
+from sqlalchemy import Connection, Engine, Subquery, func, select, union_all
 
 from tasks.cache.database import reading
 from tasks.cache.pages.scope import ModelName, PipelineScope
 from tasks.cache.pages.walking import Found, Position, first_key, gather, way_of
 from tasks.cache.schema import model_label, pair_count, prediction
 
-MOST_PAIRS = 10_000
+MOST_PAIRS = 2_000
 SHOWN_LABELS = 12
 
 
@@ -68,17 +68,26 @@ class Difference:
 
 def agreement(engine: Engine, pipeline: str, one: ModelName, other: ModelName) -> Agreement:
     """How often two models agree, by the sums of the runs."""
-    cells = _cells(pipeline, one.model_no, other.model_no)
-    same = cells.c.label == cells.c.other
+    rows, alike = _rows(pipeline, one.model_no, other.model_no), _alike(one.model_no, other.model_no)
+    pair = (alike.c.label_index == rows.c.label_index) & (alike.c.other_label_index == rows.c.other_label_index)
+    different = (
+        select(rows.c.label_index, rows.c.other_label_index, func.sum(rows.c.images).label("images"))
+        .join_from(rows, alike, pair, isouter=True)
+        .where(alike.c.label_index.is_(None))
+        .group_by(rows.c.label_index, rows.c.other_label_index)
+    )
+    # By numbers: names are long, and are wanted for a few.
+    order = (func.sum(rows.c.images).desc(), rows.c.label_index, rows.c.other_label_index)
     with reading(engine) as connection:
-        both, agreed = connection.execute(
-            select(func.sum(cells.c.images), func.sum(case((same, cells.c.images), else_=0)))
-        ).one()
-        pairs = connection.execute(
-            select(cells).where(~same).order_by(cells.c.images.desc(), cells.c.label, cells.c.other).limit(MOST_PAIRS)
-        ).all()
-    found = [Pair(row.label, row.other, int(row.images)) for row in pairs]
-    return Agreement(int(both or 0), int(agreed or 0), found)
+        both = connection.execute(select(func.sum(rows.c.images))).scalar_one()
+        agreed = connection.execute(select(func.sum(rows.c.images)).join_from(rows, alike, pair)).scalar_one()
+        found = connection.execute(different.order_by(*order).limit(MOST_PAIRS)).all()
+        mine, theirs = (_names(connection, model.model_no) for model in (one, other))
+    images = Counter[tuple[str, str]]()  # Two outputs of a model may have one name.
+    for row in found:
+        images[mine[row.label_index], theirs[row.other_label_index]] += int(row.images)
+    ordered = sorted(images.items(), key=lambda item: (-item[1], item[0]))
+    return Agreement(int(both or 0), int(agreed or 0), [Pair(*labels, count) for labels, count in ordered])
 
 
 def confusion(found: Agreement, most: int = SHOWN_LABELS) -> Confusion:
@@ -106,30 +115,35 @@ def _folded(label: str | None, shown: set[str]) -> str | None:
     return label if label in shown else None
 
 
-def _cells(pipeline: str, one: int, other: int) -> Subquery:
-    """(label, other, images) of a pair of models, from the rows that either of them wrote."""
-    sums, mine, theirs = pair_count, model_label.alias(), model_label.alias()
+def _rows(pipeline: str, one: int, other: int) -> Subquery:
+    """(label_index, other_label_index, images) of a pair of models, from the rows that either of them wrote."""
+    sums = pair_count
+    theirs = (sums.c.other_label_index.label("label_index"), sums.c.label_index.label("other_label_index"))
     directions = [
         select(sums.c.label_index, sums.c.other_label_index, sums.c.images).where(
             sums.c.pipeline == pipeline, sums.c.model_no == one, sums.c.other_model_no == other
         ),
-        select(
-            sums.c.other_label_index.label("label_index"), sums.c.label_index.label("other_label_index"), sums.c.images
-        ).where(sums.c.pipeline == pipeline, sums.c.model_no == other, sums.c.other_model_no == one),
+        select(*theirs, sums.c.images).where(
+            sums.c.pipeline == pipeline, sums.c.model_no == other, sums.c.other_model_no == one
+        ),
     ]
-    rows = union_all(*directions).subquery()
-    added = (
-        select(rows.c.label_index, rows.c.other_label_index, func.sum(rows.c.images).label("images"))
-        .group_by(rows.c.label_index, rows.c.other_label_index)
-        .subquery()
-    )
+    return union_all(*directions).subquery("sums")
+
+
+def _alike(one: int, other: int) -> Subquery:
+    """The outputs of two models that are called the same."""
+    mine, theirs = model_label.alias(), model_label.alias()
     return (
-        select(mine.c.label, theirs.c.label.label("other"), func.sum(added.c.images).label("images"))
-        .join(mine, (mine.c.model_no == one) & (mine.c.label_index == added.c.label_index))
-        .join(theirs, (theirs.c.model_no == other) & (theirs.c.label_index == added.c.other_label_index))
-        .group_by(mine.c.label, theirs.c.label)
-        .subquery()
+        select(mine.c.label_index, theirs.c.label_index.label("other_label_index"))
+        .join_from(mine, theirs, mine.c.label == theirs.c.label)
+        .where(mine.c.model_no == one, theirs.c.model_no == other)
+        .subquery("alike")
     )
+
+
+def _names(connection: Connection, model_no: int) -> dict[int, str]:
+    query = select(model_label.c.label_index, model_label.c.label).where(model_label.c.model_no == model_no)
+    return {row.label_index: row.label for row in connection.execute(query)}
 
 
 def differing(
