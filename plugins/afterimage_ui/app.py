@@ -6,6 +6,7 @@ scripts are a route.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 from fastapi import FastAPI, Request, Response
@@ -36,6 +37,10 @@ HEADERS = {
 }
 
 
+PAGES_AT_ONCE = 8
+_threads = asyncio.Semaphore(PAGES_AT_ONCE)
+
+
 def create_app() -> FastAPI:
     """The app; its routes are plain functions, so that a slow query holds a thread and not the API server."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
@@ -47,8 +52,13 @@ def create_app() -> FastAPI:
 
 
 async def _guard(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
-    """Nothing but our own text, style, scripts and thumbnails is let into a page; refusals carry the headers as well."""
-    response = await answer(request)
+    """Nothing but our own text, style, scripts and thumbnails is let into a page; refusals carry the headers as well.
+
+    A page that waits for the cache holds one of the threads that all of Airflow's API server shares, so pages have their own
+    number of them, and the next one waits without a thread.
+    """
+    async with _threads:
+        response = await answer(request)
     response.headers.update(HEADERS)
     response.headers.setdefault("Cache-Control", "private, no-store")
     return response

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -30,19 +31,24 @@ Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
 BUSY_TIMEOUT = timedelta(seconds=60)
+POOL_TIMEOUT = timedelta(seconds=5)
 
 
 def connect(url: str, statement_timeout: timedelta | None = None, most: int | None = None) -> Engine:
     """An engine for a database URL; PostgreSQL goes through psycopg 3.
 
-    `statement_timeout` bounds every statement in PostgreSQL, so that a killed task leaves no query running. `most` bounds the
-    connections; who needs one more waits for it.
+    `statement_timeout` bounds every statement in PostgreSQL and every transaction in SQLite, so that a killed task leaves no
+    query running. `most` bounds the connections; who needs one more waits for it, at most POOL_TIMEOUT.
     Raises ConfigurationError for URLs of other databases.
     """
     parsed = _parse(url)
-    pool: dict[str, Any] = {} if most is None else {"pool_size": most, "max_overflow": 0}
+    waits = POOL_TIMEOUT.total_seconds()
+    pool: dict[str, Any] = {} if most is None else {"pool_size": most, "max_overflow": 0, "pool_timeout": waits}
     if parsed.get_backend_name() == "sqlite":
-        return _sqlite(parsed, pool)
+        engine = _sqlite(parsed, pool)
+        if statement_timeout is not None:
+            event.listen(engine, "begin", partial(_set_deadline, statement_timeout.total_seconds()))
+        return engine
     options = str(parsed.query.get("options", ""))
     if statement_timeout is not None:
         options += f" -c statement_timeout={int(statement_timeout.total_seconds() * 1000)}"
@@ -83,6 +89,9 @@ def writing(engine: Engine) -> Iterator[Connection]:
     with _named(engine), engine.execution_options(writes=True).begin() as connection:
         yield connection
 
+
+# Of SQLite's machine between two looks at the clock: some tenths of a millisecond.
+_STEPS = 10_000
 
 _ATTEMPTS = 5
 # A server that restarts or fails over is back within seconds; for longer the task fails, and is tried again as a whole.
@@ -179,6 +188,14 @@ def _configure_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _set_deadline(seconds: float, connection: Connection) -> None:
+    """SQLite knows no statement time-out, but asks now and then whether to go on."""
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, sqlite3.Connection)
+    deadline = time.monotonic() + seconds
+    driver.set_progress_handler(lambda: time.monotonic() > deadline, _STEPS)
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -117,6 +117,15 @@ def test_a_statement_ends_when_its_task_would(postgres_url: str) -> None:
         assert connection.execute(text("SHOW work_mem")).scalar_one() == "5MB"
 
 
+def test_sqlite_ends_a_transaction_that_takes_too_long_and_goes_on_with_the_next(tmp_path: Path) -> None:
+    engine = connect(f"sqlite:///{tmp_path / 'cache.db'}", timedelta(seconds=0.2))
+    for_ever = text("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n")
+    with pytest.raises(OperationalError, match="interrupted"), reading(engine) as connection:
+        connection.execute(for_ever)
+    with reading(engine) as connection:
+        assert connection.execute(text("SELECT 1")).scalar_one() == 1
+
+
 def test_a_database_that_does_not_answer_is_named_without_its_password() -> None:
     engine = connect("postgresql://me:canary-4711@127.0.0.1:1/nowhere")
     with pytest.raises(DatabaseUnavailable, match=r"127\.0\.0\.1:1/nowhere") as error:
