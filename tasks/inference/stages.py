@@ -158,11 +158,20 @@ class Buffered(Generic[T]):
             except Empty:
                 if deadline is not None and time.monotonic() >= deadline:
                     return None
-                continue
+                if self._thread.is_alive() or self._closed.is_set():
+                    continue
+                item = self._last()
             if not isinstance(item, _End):
                 return item
             self._ended = item
         raise (self._ended.error if self._ended is not None else None) or StopIteration
+
+    def _last(self) -> T | _End:
+        """What a thread that is gone has left. Where that is nothing, it found no memory to tell of its end."""
+        try:
+            return self._queue.get(0)
+        except Empty:
+            return _End(MemoryError("A stage has ended and could not say why: memory is short. Use less queue_mib."))
 
     def __iter__(self) -> Iterator[T]:
         return self

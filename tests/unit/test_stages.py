@@ -369,3 +369,18 @@ def test_a_chain_holds_a_bounded_number_of_items() -> None:
     assert eventually(lambda: source.given > 100)
     assert stays(lambda: source.given <= 100 + (8 + 4 + 1) + 3 + (4 + 4 + 1))
     end.close()
+
+
+def test_a_stage_that_finds_no_memory_to_tell_of_its_end_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    def put(buffered: Buffered[int], item: object, weight: int) -> bool:
+        if not isinstance(item, int):
+            raise MemoryError
+        return original(buffered, item, weight)
+
+    original = Buffered._put
+    monkeypatch.setattr(Buffered, "_put", put)
+    monkeypatch.setattr(threading, "excepthook", lambda _arguments: None)
+    buffered = Buffered(iter([1, 2]), Room(4))
+    assert [next(buffered), next(buffered)] == [1, 2]
+    with pytest.raises(MemoryError, match="could not say why"):
+        next(buffered)
