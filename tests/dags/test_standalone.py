@@ -327,7 +327,7 @@ def test_the_tab_of_a_run_shows_its_counts_to_those_who_may_read_it(airflow: Sta
 
 
 def test_nobody_else_is_let_in(airflow: Standalone) -> None:
-    for path in ("/afterimage/runs/predict_daily/any", "/afterimage/runs/other/any", "/afterimage/style.css"):
+    for path in ("/afterimage/runs/predict_daily/any", "/afterimage/runs/other/any", "/afterimage/assets/style.css"):
         assert airflow.page(path, anonymous=True).status_code == 401
     for path in ("/afterimage/docs", "/afterimage/redoc", "/afterimage/openapi.json"):
         assert airflow.page(path, anonymous=True).status_code == 404

@@ -176,8 +176,13 @@ def test_whatever_ends_the_command_line_ends_its_workers(
         **outer_environment(AFTERIMAGE_HOME=str(tmp_path), AFTERIMAGE_DATABASE=database, AFTERIMAGE_BATCH_SIZE="4"),
         "PYTHONPATH": os.environ["PYTHONPATH"],
     }
+    # As a terminal starts it: what runs in the background is born deaf to Ctrl-C, and its children with it.
     run = subprocess.Popen(
-        [*command, "--workers", "2"], env=environment, stderr=subprocess.PIPE, start_new_session=True
+        [*command, "--workers", "2"],
+        env=environment,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     wait_until(lambda: len(ranks(run.pid)) == 2 and (tmp_path / "compiled").is_dir(), 60, "two workers at work")
     started = ranks(run.pid)
