@@ -9,7 +9,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowRuntimeError
 
 from tasks.pipelines import Pipeline
 from tasks.plan import RunRequest
-from tasks.settings import Settings, load_settings
+from tasks.settings import Settings, connection_overrides, load_settings
 
 
 def current_request(pipeline: Pipeline) -> RunRequest:
@@ -44,20 +44,8 @@ def current_request(pipeline: Pipeline) -> RunRequest:
 
 def current_settings() -> Settings:
     """The environment's settings; the Connections afterimage_database and afterimage_storage win over them."""
-    overrides: dict[str, Any] = {}
-    database = _connection("afterimage_database")
-    if database is not None:
-        overrides["database"] = database.get_uri()
-    storage = _connection("afterimage_storage")
-    if storage is not None:
-        extra = storage.extra_dejson
-        overrides |= {
-            "s3_access_key": storage.login or None,
-            "s3_secret_key": storage.password or None,
-            "s3_endpoint": extra.get("endpoint_url"),
-            "s3_region": extra.get("region_name"),
-        }
-    return load_settings(**{key: value for key, value in overrides.items() if value is not None})
+    database, storage = _connection("afterimage_database"), _connection("afterimage_storage")
+    return load_settings(**connection_overrides(database, storage))
 
 
 def _connection(name: str) -> Connection | None:

@@ -105,6 +105,22 @@ def read_environment(kind: type[Environment], **overrides: Any) -> Environment:
         raise ConfigurationError("\n".join(_setting_problems(error, prefix))) from None
 
 
+def connection_overrides(database: Any | None, storage: Any | None) -> dict[str, Any]:
+    """What Airflow's Connections afterimage_database and afterimage_storage say, for load_settings; None where there is none."""
+    given: dict[str, Any] = {}
+    if database is not None:
+        given["database"] = database.get_uri()
+    if storage is not None:
+        extra = storage.extra_dejson
+        given |= {
+            "s3_access_key": storage.login or None,
+            "s3_secret_key": storage.password or None,
+            "s3_endpoint": extra.get("endpoint_url"),
+            "s3_region": extra.get("region_name"),
+        }
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def environment_of(settings: Settings) -> dict[str, str]:
     """The variables that give another process of this machine the same settings, secrets included: never log them."""
     given = ((name, getattr(settings, name)) for name in sorted(settings.model_fields_set))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.cache.database import connect
 from tasks.cache.migrating import prepare
-from tasks.settings import Settings, load_settings
+from tasks.settings import Settings, connection_overrides, load_settings
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -25,18 +25,8 @@ EXPORT_CONNECTIONS = 2
 @cache
 def settings() -> Settings:
     """The environment's settings; the Connections afterimage_database and afterimage_storage win over them, as in the DAGs."""
-    given: dict[str, Any] = {}
     database, storage = _connection("afterimage_database"), _connection("afterimage_storage")
-    if database is not None:
-        given["database"] = database.get_uri()
-    if storage is not None:
-        given |= {
-            "s3_access_key": storage.login or None,
-            "s3_secret_key": storage.password or None,
-            "s3_endpoint": storage.extra_dejson.get("endpoint_url"),
-            "s3_region": storage.extra_dejson.get("region_name"),
-        }
-    return load_settings(**{name: value for name, value in given.items() if value is not None})
+    return load_settings(**connection_overrides(database, storage))
 
 
 @cache
