@@ -32,10 +32,16 @@ class Blob:
 class ObjectStore(Protocol):
     """A bucket or a folder. Its calls may come from several threads at once."""
 
-    def pages(self, prefix: str) -> Iterator[list[ImageObject]]:
-        """List what lies under a prefix, in byte order of the keys for S3, page by page in O(page) memory.
+    @property
+    def is_ordered(self) -> bool:
+        """Whether it lists in the byte order of the keys, and can begin after any key."""
+        ...
 
-        Raises AccessDenied, TransientStorageError or ConfigurationError (no such bucket or folder).
+    def pages(self, prefix: str, after: str | None = None) -> Iterator[list[ImageObject]]:
+        """List what lies under a prefix, page by page in O(page) memory; with `after`, only keys behind that one.
+
+        Who gives `after` has asked `is_ordered`. Raises AccessDenied, TransientStorageError or ConfigurationError (no such bucket
+        or folder).
         """
         ...
 

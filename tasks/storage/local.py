@@ -28,8 +28,11 @@ class LocalStore:
     def __init__(self, root: str) -> None:
         self.root = os.path.realpath(root)
 
-    def pages(self, prefix: str) -> Iterator[list[ImageObject]]:
+    is_ordered = False
+
+    def pages(self, prefix: str, after: str | None = None) -> Iterator[list[ImageObject]]:
         """List the files whose key starts with `prefix`. Folders are walked one at a time; their files come in no order."""
+        assert after is None, "the files of a folder come in no order"
         if not os.path.isdir(self.root):
             raise ConfigurationError(f"The folder {self.root} does not exist. Create it, or correct `images`.")
         page: list[ImageObject] = []

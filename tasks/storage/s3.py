@@ -121,12 +121,18 @@ class S3Store:
         self._fast = FastGets(addresses.find, lambda: _credentials(session, settings), settings.readers)
         self._etags = EtagCheck(is_wanted=self._client.meta.endpoint_url.startswith("http://"))
 
-    def pages(self, prefix: str) -> Iterator[list[ImageObject]]:
+    @property
+    def is_ordered(self) -> bool:
+        """Directory buckets list in no order, and know no StartAfter."""
+        return not self.bucket.endswith(_UNORDERED)
+
+    def pages(self, prefix: str, after: str | None = None) -> Iterator[list[ImageObject]]:
         """List the bucket under a prefix, a thousand keys a page. A listing that is out of order is an error."""
-        walk = Walk(f"s3://{self.bucket}/{prefix}", is_ordered=not self.bucket.endswith(_UNORDERED))
+        walk = Walk(f"s3://{self.bucket}/{prefix}", is_ordered=self.is_ordered, after=after)
+        start = {} if after is None else {"StartAfter": after}
         token: str | None = None
         while True:
-            page = self._page(prefix, token)
+            page = self._page(prefix, start if token is None else {"ContinuationToken": token})
             images = [
                 ImageObject(
                     entry["Key"], entry["ETag"].strip('"'), entry["Size"], entry["LastModified"].astimezone(UTC)
@@ -138,8 +144,7 @@ class S3Store:
             if token is None:
                 return
 
-    def _page(self, prefix: str, token: str | None) -> ListObjectsV2OutputTypeDef:
-        start: Any = {} if token is None else {"ContinuationToken": token}
+    def _page(self, prefix: str, start: dict[str, Any]) -> ListObjectsV2OutputTypeDef:
         try:
             return self._client.list_objects_v2(Bucket=self.bucket, Prefix=prefix, MaxKeys=PAGE_OBJECTS, **start)
         except Exception as error:

@@ -25,16 +25,16 @@ def _by_folders(key: str) -> str:
 
 
 class Walk:
-    """One listing, page by page, in O(1) memory. `what` names it in errors."""
+    """One listing, page by page, in O(1) memory. `what` names it in errors; `after` is the key behind which it begins."""
 
-    def __init__(self, what: str, *, is_ordered: bool) -> None:
+    def __init__(self, what: str, *, is_ordered: bool, after: str | None = None) -> None:
         self._what = what
         # Python compares text by code points, which is the byte order of UTF-8.
         self._orders: list[Callable[[str], str]] = [_by_bytes, _by_folders] if is_ordered else []
         self._is_ordered = is_ordered
         self._page = 0
         self._empty = 0
-        self._last: str | None = None
+        self._last = after
         self._kept: str | None = None
         self._renewal = 1
 

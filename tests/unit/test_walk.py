@@ -83,3 +83,11 @@ def test_a_store_of_folders_may_go_through_them_one_by_one() -> None:
 
     with pytest.raises(TransientStorageError, match="turns back"):
         listing.follow(["c-d", "c/e"], True, "3")
+
+
+def test_a_store_that_does_not_begin_where_it_was_asked_to_is_found_out() -> None:
+    """It would give every range of a bucket all keys of the bucket."""
+    listing = Walk("s3://bucket/raw/", is_ordered=True, after="m")
+
+    with pytest.raises(TransientStorageError, match=r"Page 1 .* turns back: 'a' follows 'm'"):
+        listing.follow(["a", "b"], True, "1")
