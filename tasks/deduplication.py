@@ -48,7 +48,7 @@ def deduplicate(
     saw: Callable[[str], bool] | None,
     retried: Callable[[str], bool] | None,
 ) -> Division:
-    """Judge the staged rows and number the open ones into shards, in one transaction.
+    """Judge the staged rows and number the open ones into shards, in one transaction; the model is registered before it.
 
     `saw` tells of a key whether the listing would have shown it, so that images which are gone can be marked; None
     where that cannot be told. `retried` tells whether a key belongs to the pipeline, where failures that are due are
@@ -57,8 +57,10 @@ def deduplicate(
     spec = model.identity()
     rows.refresh_statistics(engine)
     with writing(engine) as connection:
-        hold_off_erasing(connection)
+        # By itself: a partition that is new is locked until the transaction ends.
         model_no = register_model(connection, model.model_id, model.name, model.version, spec, model.labels)
+    with writing(engine) as connection:
+        hold_off_erasing(connection)
         rows.attach_model(connection, staging, model_no)
         rules = rows.Rules(model_no, decoder, options.force, options.limit)
         if not options.dry_run:

@@ -47,7 +47,7 @@ def staged(url: str, run_id: str, count: int) -> tuple[Staging, int]:
 
 
 def finished(number: int) -> Finished:
-    scored = Scored(0, "cat", 0.9, 0.8, 0.1, (("cat", 0.9),))
+    scored = Scored(0, "cat", 0.9, 0.8, 0.1, ())
     return Finished(image(number).key, image(number), number.to_bytes(32, "big"), scored=scored)
 
 

@@ -43,7 +43,7 @@ def model(engine: Engine) -> int:
 
 def predicted(engine: Engine, staging: Staging, model_no: int, images: Iterable[ImageObject]) -> dict[str, str]:
     """Commit a prediction for each image; {key: outcome}."""
-    scored = Scored(0, "=none", 1.0, 1.0, 0.0, (("=none", 1.0),))
+    scored = Scored(0, "=none", 1.0, 1.0, 0.0, ())
     finished = [Finished(one.key, one, hashlib.sha256(one.key.encode()).digest(), scored) for one in images]
     scope = commits.Scope(staging, 0, model_no, "none", force=False)
     return commits.commit(engine, scope, finished, Progress(0, 0, 0.0, {}, "cpu"))
