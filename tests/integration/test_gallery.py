@@ -202,7 +202,9 @@ def test_the_least_certain_are_read_from_the_index(engine: Engine) -> None:
             connection.exec_driver_sql("SET enable_seqscan = off")
         way = walking.way_of(connection, MODEL.model_no)
         walking._least_certain(connection, way, walking.Position(0.5, b"\x80"), inclusive=True)
-        plans = ["\n".join(map(str, connection.exec_driver_sql(f"{explain} {said}", values))) for said, values in asked[-2:]]
+        plans = [
+            "\n".join(map(str, connection.exec_driver_sql(f"{explain} {said}", values))) for said, values in asked[-2:]
+        ]
     at, beyond = plans if is_sqlite(engine) else (plans[0], plans[1])
     for plan in (at, beyond):
         assert "prediction_label" in plan or "label_index_margin" in plan

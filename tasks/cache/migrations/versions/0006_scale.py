@@ -174,7 +174,7 @@ def upgrade() -> None:
         op.execute(
             f"CREATE INDEX CONCURRENTLY image_deleted ON {SCHEMA}.image (source_no, key) WHERE deleted_at IS NOT NULL"
         )
-    _lock(f"{SCHEMA}.prediction")
+    _lock(*VIEWS, "prediction")
     _copy_the_rest()
     drop_views()
     op.execute(f"DROP TABLE {SCHEMA}.prediction")
@@ -368,14 +368,18 @@ def _copy_model(model_no: int) -> None:
         after = op.get_bind().execute(batch, {"model_no": model_no, "after": after}).scalar_one_or_none()
 
 
-def _lock(table: str) -> None:
-    """Wait for whoever uses the table, a second at a time: while a lock is waited for, everybody else waits as well."""
+def _lock(*names: str) -> None:
+    """Wait for whoever uses the views and the tables below them, for a moment at a time: they wait for us meanwhile.
+
+    A moment is shorter than PostgreSQL's deadlock_timeout, so that we step back before it ends one of them.
+    """
     connection = op.get_bind()
-    op.execute("SET LOCAL lock_timeout = '1s'")
+    wanted = ", ".join(f"{SCHEMA}.{name}" for name in names)
+    op.execute("SET LOCAL lock_timeout = '500ms'")
     for attempt in range(LOCK_ATTEMPTS):
         try:
             with connection.begin_nested():
-                connection.execute(sa.text(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"))
+                connection.execute(sa.text(f"LOCK TABLE {wanted} IN ACCESS EXCLUSIVE MODE"))
         except OperationalError:
             if attempt == LOCK_ATTEMPTS - 1:
                 raise
