@@ -14,22 +14,23 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from tasks import reporting, worker
+from tasks import range_listing, reporting, worker
 from tasks.cache.database import cache_name
 from tasks.cache.notices import claim_notice, closed_run
 from tasks.cache.quarantine import count_due
-from tasks.cache.runs import RunStart, find_staging, forget_run, listing_of, open_run
-from tasks.cache.staging import expected_work, stage_page
+from tasks.cache.ranges import finish, listed_before
+from tasks.cache.runs import RunStart, Staging, find_staging, forget_run, listing_of, open_run
+from tasks.cache.staging import expected_work
 from tasks.deduplication import DedupeOptions
 from tasks.deduplication import deduplicate as divide
 from tasks.engines import ShardEngine
 from tasks.engines.local import run_shards
 from tasks.errors import StagingLost
-from tasks.listing import KeyFilter, list_pages
+from tasks.listing import KeyFilter, Selection
 from tasks.location import Location, parse_location
 from tasks.models.cascade import resolve_models
 from tasks.notifications import Notice, notice_of
-from tasks.plan import RunRequest, ShardDescriptor
+from tasks.plan import RangeDescriptor, RunRequest, ShardDescriptor
 from tasks.settings import Settings
 from tasks.storage import open_store
 from tasks.window import EVERYTHING, SCHEDULED
@@ -48,22 +49,74 @@ predict_shard = worker.predict_shard
 def list_images(request: RunRequest, settings: Settings, engine: Engine | None = None) -> dict[str, Any]:
     """Stage what the run looks at; a new attempt replaces the staging of the older one."""
     engine = engine or open_cache(settings)
+    source, is_large = _open_listing(request, settings, engine)
+    # A retry takes what is due from the quarantine, in deduplicate.
+    counts = (
+        (0, 0) if request.retry else range_listing.list_all(source, request.pipeline.list_workers, is_large=is_large)
+    )
+    return _listed(request, source, counts)
+
+
+def plan_listing(
+    request: RunRequest, settings: Settings, engine: Engine | None = None
+) -> tuple[dict[str, Any], list[RangeDescriptor]]:
+    """As list_images; where the run is known to be large it stages nothing, and divides the listing into `list_tasks` ranges."""
+    engine = engine or open_cache(settings)
+    source, is_large = _open_listing(request, settings, engine)
+    numbers = range_listing.plan_ranges(source, request.pipeline.list_tasks) if is_large else []
+    if not numbers:
+        counts = (
+            (0, 0) if request.retry else range_listing.list_all(source, request.pipeline.list_workers, is_large=False)
+        )
+        return _listed(request, source, counts), []
+    listed = _listed(request, source, (0, 0))
+    numbers = numbers[: request.pipeline.list_tasks]  # Whoever is done lists the others as well.
+    staging = source.staging
+    return listed, [
+        RangeDescriptor(staging.run_no, staging.generation, number, len(numbers), listed["cache"]) for number in numbers
+    ]
+
+
+def list_range(
+    request: RunRequest, settings: Settings, descriptor: RangeDescriptor, engine: Engine | None = None
+) -> dict[str, Any]:
+    """Stage one range of a listing, and help with the others until none is open. It goes on where an earlier attempt ended."""
+    engine = engine or open_cache(settings)
+    check_cache(engine, descriptor.cache)
+    _check_listing(listing_of(engine, descriptor.staging), _listing(request, settings))
+    source = _source(request, settings, engine, descriptor.staging)
+    counts = range_listing.list_range(source, request.pipeline.list_workers, descriptor.number)
+    return _listed(request, source, counts)
+
+
+def _open_listing(request: RunRequest, settings: Settings, engine: Engine) -> tuple[range_listing.Source, bool]:
+    """Open the run; what it lists, and whether the run before it was large."""
     location = parse_location(request.pipeline.images)
     prefix = location.prefix if location.template is None else location.template.stem
     listing = _listing(request, settings)
     start = RunStart(
         request.key, request.run_type, request.name, listing["source"], prefix, request.window, request.force, listing
     )
-    store = open_store(location, settings)
-    staging = open_run(engine, start)
-    listed = ignored = 0
-    # A retry takes what is due from the quarantine, in deduplicate.
-    pages = [] if request.retry else list_pages(store, location, request.window, _key_filter(request))
-    for page in pages:
-        stage_page(engine, staging, page.images, page.ignored)
-        listed, ignored = listed + len(page.images), ignored + page.ignored
+    source = _source(request, settings, engine, open_run(engine, start))
+    table = request.pipeline
+    may_be_large = not request.retry and source.store.is_ordered and max(table.list_workers, table.list_tasks) > 1
+    before = listed_before(engine, start.source, prefix, source.staging) if may_be_large else 0
+    return source, before >= range_listing.SPLIT_OBJECTS
+
+
+def _source(request: RunRequest, settings: Settings, engine: Engine, staging: Staging) -> range_listing.Source:
+    location = parse_location(request.pipeline.images)
+    # A connection for each LIST that is under way.
+    readers = max(settings.readers, request.pipeline.list_workers)
+    store = open_store(location, settings.model_copy(update={"readers": readers}))
+    return range_listing.Source(engine, staging, store, Selection(location, request.window, _key_filter(request)))
+
+
+def _listed(request: RunRequest, source: range_listing.Source, counts: tuple[int, int]) -> dict[str, Any]:
+    listed, ignored = counts
     log.info("Listed %d images under %s; ignored %d other objects", listed, request.pipeline.images, ignored)
-    return {"listed": listed, "ignored": ignored, "generation": staging.generation, "cache": cache_name(engine)}
+    generation, cache = source.staging.generation, cache_name(source.engine)
+    return {"listed": listed, "ignored": ignored, "generation": generation, "cache": cache}
 
 
 def deduplicate(request: RunRequest, settings: Settings, engine: Engine | None = None) -> list[ShardDescriptor]:
@@ -78,6 +131,7 @@ def deduplicate(request: RunRequest, settings: Settings, engine: Engine | None =
     options = DedupeOptions(
         request.force, request.limit, table.shard_seconds, table.max_shards, table.workers, request.dry_run
     )
+    finish(engine, staging)
     saw, retried = _saw(request, location), _retried(request, location)
     division = divide(engine, staging, model, decoder_of(model), options, saw, retried)
     log.info("%s", reporting.format_summary(expectation(request, settings, engine)))

@@ -77,6 +77,7 @@ BEGIN
             ('run', 'UPDATE, DELETE'),
             ('work_item', 'UPDATE, DELETE'),
             ('shard', 'UPDATE, DELETE'),
+            ('listing_range', 'UPDATE, DELETE'),
             ('rate', 'UPDATE'),
             ('review', 'UPDATE, DELETE'),
             ('label_count', 'DELETE'),

@@ -5,6 +5,7 @@
     run ──< work_item        what one run listed, each row with one outcome in the end
     run ──< shard            how far each slice of its work has come; `working` until an attempt says that it is over,
                              `frontier` the last key that was taken in hand
+    run ──< listing_range    how far each part of its listing has come, where several list one source side by side
     failure                  the quarantine: (source, key, etag, model) -> reason
     block                    what was erased for good: a key of a source, or a digest
     pipeline                 the current model of each pipeline
@@ -282,6 +283,26 @@ shard = Table(
     Column("working", Boolean, nullable=False, server_default=false()),
     Column("frontier", Key),
     _count("done"),
+)
+
+# Keys behind `after_key` up to `until_key` (null: no bound) under a prefix; all up to `last_key` are staged. `objects` are all
+# that were seen; `listed` and `ignored` are what is not yet added to the run's row. Whoever lists it is its `holder`.
+listing_range = Table(
+    "listing_range",
+    metadata,
+    Column("run_no", Integer, primary_key=True),
+    Column("generation", Integer, primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("prefix", Key, nullable=False),
+    Column("after_key", Key),
+    Column("until_key", Key),
+    Column("last_key", Key),
+    Column("done", Boolean, nullable=False, server_default=false()),
+    _count("objects"),
+    _count("listed"),
+    _count("ignored"),
+    Column("holder", Text),
+    Column("held_at", Moment),
 )
 
 rate = Table(

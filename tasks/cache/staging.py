@@ -51,6 +51,12 @@ def stage_page(engine: Engine, staging: Staging, images: Sequence[ImageObject], 
 
 def stage(connection: Connection, staging: Staging, images: Sequence[ImageObject], ignored: int) -> None:
     """Write staged rows and count them, in the caller's transaction."""
+    write_rows(connection, staging, images)
+    count_listed(connection, staging, len(images), ignored)
+
+
+def write_rows(connection: Connection, staging: Staging, images: Sequence[ImageObject]) -> None:
+    """Write staged rows that somebody else counts, in the caller's transaction."""
     rows = [
         (staging.run_no, staging.generation, found.key, found.etag, found.size, found.last_modified) for found in images
     ]
@@ -60,7 +66,6 @@ def stage(connection: Connection, staging: Staging, images: Sequence[ImageObject
         connection.execute(work_item.insert(), [dict(zip(names, row, strict=True)) for row in rows])
     elif rows:
         bulk.copy(connection, work_item.fullname, columns, rows)
-    count_listed(connection, staging, len(rows), ignored)
 
 
 def refresh_statistics(engine: Engine) -> None:

@@ -21,6 +21,15 @@ class ImageObject:
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """Keys under a prefix, in byte order: those behind `after` and up to `until`, and that one too. None: no bound."""
+
+    prefix: str
+    after: str | None = None
+    until: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Blob:
     """The bytes of one object and the state in which they were read."""
 
@@ -43,6 +52,14 @@ class ObjectStore(Protocol):
         Who gives `after` has asked `is_ordered`. Raises AccessDenied, TransientStorageError or ConfigurationError (no such bucket
         or folder).
         """
+        ...
+
+    def begins_after(self, prefix: str) -> bool:
+        """Whether it really begins where it is asked to: a few LISTs find out. False where it is not `is_ordered`."""
+        ...
+
+    def first_key(self, prefix: str, after: str | None) -> str | None:
+        """The first key under a prefix, behind `after`; None where there is none. One LIST. Raises as `pages` does."""
         ...
 
     def read(self, key: str, etag: str | None) -> Blob:

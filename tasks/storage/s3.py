@@ -144,9 +144,24 @@ class S3Store:
             if token is None:
                 return
 
+    def begins_after(self, prefix: str) -> bool:
+        """Whether the store knows StartAfter: what it gives behind its first key is another one."""
+        if not self.is_ordered:
+            return False
+        first = self.first_key(prefix, None)
+        following = None if first is None else self.first_key(prefix, first)
+        return first is None or following is None or following > first
+
+    def first_key(self, prefix: str, after: str | None) -> str | None:
+        """One LIST with one key."""
+        page = self._page(prefix, {"MaxKeys": 1} if after is None else {"MaxKeys": 1, "StartAfter": after})
+        return next((entry["Key"] for entry in page.get("Contents", [])), None)
+
     def _page(self, prefix: str, start: dict[str, Any]) -> ListObjectsV2OutputTypeDef:
         try:
-            return self._client.list_objects_v2(Bucket=self.bucket, Prefix=prefix, MaxKeys=PAGE_OBJECTS, **start)
+            return self._client.list_objects_v2(
+                **{"Bucket": self.bucket, "Prefix": prefix, "MaxKeys": PAGE_OBJECTS, **start}
+            )
         except Exception as error:
             self._translate(error, f"s3://{self.bucket}/{prefix}")
 

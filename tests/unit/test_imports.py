@@ -82,6 +82,7 @@ ORDER = (
     {"plan"},
     {"listing", "deduplication", "inference", "reporting"},
     {"optimisation"},
+    {"range_listing"},
     {"worker"},
     {"engines"},
     {"road"},
