@@ -85,6 +85,8 @@ def _usual(body: bytes) -> ListedPage | None:
         return None
     keys, moments, etags, sizes = (gaps_and_fields[field::5] for field in range(1, 5))
     around = _read_xml(text[:start] + text[end:])
+    if next(_texts(around, "Contents"), None) is not None:  # written in another way, as <Contents/>
+        return None
     try:
         times = list(map(datetime.fromisoformat, moments))
     except ValueError:  # the other road says where
