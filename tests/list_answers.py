@@ -139,14 +139,14 @@ class _Raw(io.BytesIO):
         return [self.read()]
 
 
-def told(store: S3Store, *answers: bytes | tuple[int, bytes]) -> list[str]:
-    """Give a store these answers to its listings, in turn and the last one for ever; the addresses that it asks."""
-    asked: list[str] = []
+def told(store: S3Store, *answers: bytes | tuple[int, bytes]) -> list[Any]:
+    """Give a store these answers to its listings, in turn and the last one for ever; the requests that it sends."""
+    asked: list[Any] = []
 
     def send(request: Any, **_others: object) -> AWSResponse:
         given = answers[min(len(asked), len(answers) - 1)]
         status, body = given if isinstance(given, tuple) else (200, given)
-        asked.append(request.url)
+        asked.append(request)
         return AWSResponse(request.url, status, {}, _Raw(body))
 
     store._client.meta.events.register("before-send.s3.ListObjectsV2", send)

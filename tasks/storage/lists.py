@@ -22,8 +22,9 @@ class FastLists:
 
     def __init__(self, client: S3Client) -> None:
         self._client = client
-        # First, so that botocore's own look at the answer, which parses all of it, finds nothing to parse.
-        client.meta.events.register_first("before-parse.s3.ListObjectsV2", _read_instead)
+        # botocore itself looks at the answer under before-parse.s3.*, and parses all of it to do so. What has its star further
+        # left is called before that, and leaves it nothing to parse.
+        client.meta.events.register_first("before-parse.*.ListObjectsV2", _read_instead)
 
     def page(self, bucket: str, prefix: str, limit: int, start: dict[str, Any]) -> ListedPage:
         """A page of at most `limit` keys; `start` holds StartAfter or ContinuationToken. Raises NoListing and boto3's errors."""
