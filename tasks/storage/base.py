@@ -49,17 +49,21 @@ class ObjectStore(Protocol):
     def pages(self, prefix: str, after: str | None = None) -> Iterator[list[ImageObject]]:
         """List what lies under a prefix, page by page in O(page) memory; with `after`, only keys behind that one.
 
-        Who gives `after` has asked `is_ordered`. Raises AccessDenied, TransientStorageError or ConfigurationError (no such bucket
-        or folder).
+        Who gives `after` has asked `begins_after`. Raises AccessDenied, TransientStorageError or ConfigurationError (no such
+        bucket or folder).
         """
         ...
 
     def begins_after(self, prefix: str) -> bool:
-        """Whether it really begins where it is asked to: a few LISTs find out. False where it is not `is_ordered`."""
+        """Whether a listing under this prefix begins where it is asked to, in byte order: only then can it be divided.
+
+        The store is asked once, in three small listings, and the answer is kept; False as long as nothing lies there. Raises as
+        `pages` does.
+        """
         ...
 
-    def first_key(self, prefix: str, after: str | None) -> str | None:
-        """The first key under a prefix, behind `after`; None where there is none. One LIST. Raises as `pages` does."""
+    def first_key(self, prefix: str, after: str | None = None) -> str | None:
+        """The first key under a prefix, or the first one behind `after`; None where there is none. Raises as `pages` does."""
         ...
 
     def read(self, key: str, etag: str | None) -> Blob:

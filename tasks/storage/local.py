@@ -46,11 +46,11 @@ class LocalStore:
             yield page
 
     def begins_after(self, prefix: str) -> bool:
-        """No: files come in no order."""
+        """Never: files come in no order."""
         return False
 
-    def first_key(self, prefix: str, after: str | None) -> str | None:
-        """See ObjectStore.first_key. It walks the whole folder: nobody who looks at `is_ordered` asks for it."""
+    def first_key(self, prefix: str, after: str | None = None) -> str | None:
+        """The least key, or the least one behind `after`. Every file is looked at: folders know no order."""
         keys = (image.key for page in self.pages(prefix) for image in page)
         return min((key for key in keys if after is None or key > after), default=None)
 
