@@ -11,7 +11,7 @@ from tasks.cache import reconciling
 from tasks.cache import staging as rows
 from tasks.cache.blocking import hold_off_erasing
 from tasks.cache.database import repeated, writing
-from tasks.cache.models import register_model
+from tasks.cache.models import mark_of, register_model
 from tasks.cache.runs import Staging
 from tasks.models.cascade import Model
 
@@ -28,7 +28,10 @@ class Division:
 
 @dataclass(frozen=True, slots=True)
 class DedupeOptions:
-    """What the pipeline and the run say about deduplication; `workers` is how many shards there are at least."""
+    """What the pipeline and the run say about deduplication; `workers` is how many shards there are at least.
+
+    `is_reconciled` says that the listing has marked what is gone, and staged only what is not known.
+    """
 
     force: bool
     limit: int | None
@@ -36,6 +39,7 @@ class DedupeOptions:
     max_shards: int
     workers: int = 1
     dry_run: bool = False
+    is_reconciled: bool = False
 
 
 @repeated
@@ -62,12 +66,13 @@ def deduplicate(
     with writing(engine) as connection:
         hold_off_erasing(connection)
         rows.attach_model(connection, staging, model_no)
-        rules = rows.Rules(model_no, decoder, options.force, options.limit)
+        rules = rows.Rules(model_no, mark_of(connection, model_no), decoder, options.force, options.limit)
         if not options.dry_run:
             # Images before failures, as commits lock them.
             reconciling.unmark_returned(connection, staging)
-            if saw is not None:
+            if saw is not None and not options.is_reconciled:
                 reconciling.mark_deleted(connection, staging, saw)
+            if saw is not None:
                 reconciling.forget_gone(connection, staging, saw)
         if retried is not None:
             reconciling.stage_due(connection, staging, rules, retried)

@@ -23,9 +23,10 @@ from sqlalchemy import Engine
 
 from tasks.cache import ranges
 from tasks.cache.database import is_sqlite
+from tasks.cache.known import Ledger
+from tasks.cache.listed import Write, stage_page, write_page
 from tasks.cache.ranges import Part
 from tasks.cache.runs import Staging
-from tasks.cache.staging import stage_page
 from tasks.errors import TransientStorageError
 from tasks.listing import Page, Selection, can_be_stored
 from tasks.listing.splitting import is_in_byte_order, left, split_point
@@ -35,6 +36,9 @@ log = logging.getLogger(__name__)
 
 # Below this a listing takes a few minutes, and is not worth the questions that a cut costs.
 SPLIT_OBJECTS = 1_000_000
+
+# Of objects that are compared with the cache: a statement for a few thousand costs little more than for one thousand.
+GROUP_OBJECTS = 5_000
 
 # Each thread that stages holds a connection; the others wait for the store anyway. SQLite has one writer.
 WRITERS = 4
@@ -54,11 +58,22 @@ class Source:
     staging: Staging
     store: ObjectStore
     selection: Selection
+    ledger: Ledger | None = None
 
-    def can_be_split(self, prefix: str) -> bool:
-        """Whether the store can begin behind any key of a prefix, and goes on in byte order. A few LISTs."""
-        store = self.store
-        return store.is_ordered and store.begins_after(prefix) and is_in_byte_order(store.first_key, prefix)
+    @property
+    def write(self) -> Write:
+        """How a page is staged: without what the cache knows, where there is a ledger."""
+        return write_page if self.ledger is None else self.ledger.write
+
+    @property
+    def group(self) -> int:
+        """How many objects are staged in one transaction, at least: a page, and more where they are compared."""
+        return 1 if self.ledger is None else GROUP_OBJECTS
+
+
+def can_be_split(store: ObjectStore, prefix: str) -> bool:
+    """Whether a store can begin behind any key of a prefix, and goes on in byte order. A few LISTs."""
+    return store.is_ordered and store.begins_after(prefix) and is_in_byte_order(store.first_key, prefix)
 
 
 def list_all(source: Source, workers: int, *, is_large: bool) -> tuple[int, int]:
@@ -77,7 +92,7 @@ def list_all(source: Source, workers: int, *, is_large: bool) -> tuple[int, int]
 def plan_ranges(source: Source, count: int) -> list[int]:
     """Divide a listing into about `count` ranges before it begins; their numbers, none where it cannot be divided."""
     prefixes = source.selection.prefixes()
-    if not source.can_be_split(prefixes[0]):
+    if not can_be_split(source.store, prefixes[0]):
         return []
     ranges.begin(source.engine, source.staging, [(Span(prefix), None) for prefix in prefixes])
     numbers, waiting = list(range(len(prefixes))), deque(ranges.open_parts(source.engine, source.staging))
@@ -106,7 +121,7 @@ def _list_flat(source: Source, most: int | None) -> list[tuple[Span, str | None]
             seen += objects
             if most is None or seen < most or (last is not None and not can_be_stored(last)):
                 continue
-            if source.can_be_split(prefix):
+            if can_be_split(source.store, prefix):
                 return [(Span(prefix), last), *((Span(other), None) for other in prefixes[number + 1 :])]
             most = None
     return []
@@ -115,19 +130,23 @@ def _list_flat(source: Source, most: int | None) -> list[tuple[Span, str | None]
 def _pages(source: Source, prefix: str) -> Iterator[tuple[str | None, int]]:
     """Stage page by page; the last key and the objects of each, and before the first one (None, 0)."""
     last: str | None = None
+    waiting: list[ImageObject] = []
     yield last, 0
     for objects in source.store.pages(prefix):
-        if objects:
-            _stage(source, objects, Span(prefix, last, objects[-1].key))
-            last = objects[-1].key
-            yield last, len(objects)
-    _stage(source, [], Span(prefix, last))
+        waiting += objects
+        if len(waiting) >= source.group and (source.ledger is None or can_be_stored(waiting[-1].key)):
+            _stage(source, waiting, Span(prefix, last, waiting[-1].key))
+            last, seen, waiting = waiting[-1].key, len(waiting), []
+            yield last, seen
+    _stage(source, waiting, Span(prefix, last))
 
 
 def _stage(source: Source, objects: Sequence[ImageObject], covers: Span) -> None:
     page = source.selection.page(objects, covers if source.store.is_ordered else None)
-    if page.images or page.ignored:
-        stage_page(source.engine, source.staging, page.images, page.ignored)
+    if source.ledger is not None:
+        _checked(covers.prefix, objects, covers.after)
+    if page.images or page.ignored or source.ledger is not None:
+        stage_page(source.engine, source.staging, page, source.write)
 
 
 def _where_to_cut(source: Source, part: Part) -> str | None:
@@ -242,10 +261,10 @@ class _Workers:
         for objects in self._source.store.pages(part.span.prefix, part.start):
             if self._stop.is_set():
                 return
-            last = _checked(part, objects, last)
+            last = _checked(part.span.prefix, objects, last)
             waiting += objects
             # A key that no database can hold cannot be the one where it goes on: what ends with it waits for the next page.
-            if waiting and can_be_stored(waiting[-1].key):
+            if len(waiting) >= self._source.group and can_be_stored(waiting[-1].key):
                 if not self._stage(part, holder, waiting, is_last=False):
                     return
                 waiting = []
@@ -254,20 +273,22 @@ class _Workers:
     def _stage(self, part: Part, holder: str, objects: list[ImageObject], *, is_last: bool) -> bool:
         choose: Callable[[Sequence[ImageObject], Span], Page] = self._source.selection.page
         arguments = (holder, part.number, objects, choose)
-        return bool(self._database(ranges.stage_part, *arguments, is_last=is_last))
+        return bool(self._database(ranges.stage_part, *arguments, is_last=is_last, write=self._source.write))
 
     def _database(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         with self._writers:
             return call(self._source.engine, self._source.staging, *arguments, **named)
 
 
-def _checked(part: Part, objects: Sequence[ImageObject], last: str | None) -> str | None:
-    """The last key of a page. Raises TransientStorageError where it is not in byte order: keys would be lost between ranges."""
+def _checked(prefix: str, objects: Sequence[ImageObject], last: str | None) -> str | None:
+    """The last key of a page. Raises TransientStorageError where it is not in byte order: keys would be lost between ranges, and
+    images taken for deleted."""
     for found in objects:
         if last is not None and found.key <= last:
             raise TransientStorageError(
-                f"The listing of {part.span.prefix!r} is not in byte order: {found.key!r} follows {last!r}. It cannot be shared. "
-                "Set list_workers = 1 and list_tasks = 1 in this pipeline, so that it is listed page by page."
+                f"The listing of {prefix!r} is not in byte order: {found.key!r} follows {last!r}. It cannot be "
+                "shared, nor compared. Set list_workers = 1 and list_tasks = 1 in this pipeline, so that it is listed page by "
+                "page."
             )
         last = found.key
     return last

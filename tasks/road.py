@@ -16,6 +16,7 @@ from sqlalchemy import Engine
 
 from tasks import range_listing, reporting, worker
 from tasks.cache.database import cache_name
+from tasks.cache.known import ledger_of
 from tasks.cache.notices import claim_notice, closed_run
 from tasks.cache.quarantine import count_due
 from tasks.cache.ranges import finish, listed_before
@@ -32,11 +33,14 @@ from tasks.models.cascade import resolve_models
 from tasks.notifications import Notice, notice_of
 from tasks.plan import RangeDescriptor, RunRequest, ShardDescriptor
 from tasks.settings import Settings
-from tasks.storage import open_store
+from tasks.storage import ObjectStore, open_store
 from tasks.window import EVERYTHING, SCHEDULED
 from tasks.worker import Observe, Progress, decoder_of, no_observation, no_progress
 
 log = logging.getLogger(__name__)
+
+# In a run's listing: the model whose predicted images were dropped while they were listed.
+DROPPED_FOR = "dropped_for"
 
 format_summary = reporting.format_summary
 
@@ -83,8 +87,9 @@ def list_range(
     """Stage one range of a listing, and help with the others until none is open. It goes on where an earlier attempt ended."""
     engine = engine or open_cache(settings)
     check_cache(engine, descriptor.cache)
-    _check_listing(listing_of(engine, descriptor.staging), _listing(request, settings))
-    source = _source(request, settings, engine, descriptor.staging)
+    listing = listing_of(engine, descriptor.staging)
+    _check_listing(listing, _listing(request, settings))
+    source = _source(request, engine, descriptor.staging, _store(request, settings), listing)
     counts = range_listing.list_range(source, request.pipeline.list_workers, descriptor.number)
     return _listed(request, source, counts)
 
@@ -94,22 +99,34 @@ def _open_listing(request: RunRequest, settings: Settings, engine: Engine) -> tu
     location = parse_location(request.pipeline.images)
     prefix = location.prefix if location.template is None else location.template.stem
     listing = _listing(request, settings)
+    table = request.pipeline
+    may_be_large = not request.retry and max(table.list_workers, table.list_tasks) > 1
+    before = listed_before(engine, listing["source"], prefix, request.key) if may_be_large else 0
+    is_large = before >= range_listing.SPLIT_OBJECTS
+    store = _store(request, settings)
+    if is_large and not request.force and range_listing.can_be_split(store, prefix):
+        listing[DROPPED_FOR] = resolve_models(request.pipeline.models, request.pipeline.margins, settings).model_id
     start = RunStart(
         request.key, request.run_type, request.name, listing["source"], prefix, request.window, request.force, listing
     )
-    source = _source(request, settings, engine, open_run(engine, start))
-    table = request.pipeline
-    may_be_large = not request.retry and source.store.is_ordered and max(table.list_workers, table.list_tasks) > 1
-    before = listed_before(engine, start.source, prefix, source.staging) if may_be_large else 0
-    return source, before >= range_listing.SPLIT_OBJECTS
+    return _source(request, engine, open_run(engine, start), store, listing), is_large
 
 
-def _source(request: RunRequest, settings: Settings, engine: Engine, staging: Staging) -> range_listing.Source:
-    location = parse_location(request.pipeline.images)
+def _store(request: RunRequest, settings: Settings) -> ObjectStore:
     # A connection for each LIST that is under way.
     readers = max(settings.readers, request.pipeline.list_workers)
-    store = open_store(location, settings.model_copy(update={"readers": readers}))
-    return range_listing.Source(engine, staging, store, Selection(location, request.window, _key_filter(request)))
+    return open_store(parse_location(request.pipeline.images), settings.model_copy(update={"readers": readers}))
+
+
+def _source(
+    request: RunRequest, engine: Engine, staging: Staging, store: ObjectStore, listing: dict[str, Any]
+) -> range_listing.Source:
+    """What a run lists; images that the cache knows are left out where `listing` says for which model."""
+    location = parse_location(request.pipeline.images)
+    selection = Selection(location, request.window, _key_filter(request))
+    saw = None if request.dry_run else _saw(request, location)
+    ledger = ledger_of(engine, staging, listing[DROPPED_FOR], saw) if DROPPED_FOR in listing else None
+    return range_listing.Source(engine, staging, store, selection, ledger)
 
 
 def _listed(request: RunRequest, source: range_listing.Source, counts: tuple[int, int]) -> dict[str, Any]:
@@ -126,10 +143,18 @@ def deduplicate(request: RunRequest, settings: Settings, engine: Engine | None =
     model = resolve_models(request.pipeline.models, request.pipeline.margins, settings)
     location = parse_location(request.pipeline.images)
     listing = _listing(request, settings)
-    _check_listing(listing_of(engine, staging), listing)
+    then = listing_of(engine, staging)
+    _check_listing(then, listing)
+    _check_dropped(then, model.model_id)
     table = request.pipeline
     options = DedupeOptions(
-        request.force, request.limit, table.shard_seconds, table.max_shards, table.workers, request.dry_run
+        request.force,
+        request.limit,
+        table.shard_seconds,
+        table.max_shards,
+        table.workers,
+        request.dry_run,
+        is_reconciled=DROPPED_FOR in then,
     )
     finish(engine, staging)
     saw, retried = _saw(request, location), _retried(request, location)
@@ -284,6 +309,15 @@ def _check_listing(then: dict[str, Any], now: dict[str, Any]) -> None:
     changed = [f"{name} was {then.get(name)!r} and is {now[name]!r}" for name in now if then.get(name) != now[name]]
     if changed:
         raise StagingLost(f"Since list_images {'; '.join(changed)}. Clear list_images, so that the run starts anew.")
+
+
+def _check_dropped(then: dict[str, Any], model_id: str) -> None:
+    """Images that were dropped have a prediction of one model, and perhaps none of another. Raises StagingLost."""
+    if then.get(DROPPED_FOR, model_id) != model_id:
+        raise StagingLost(
+            f"list_images dropped what the model {then[DROPPED_FOR][:12]} has predicted, and the pipeline's model is "
+            f"{model_id[:12]} now. Clear list_images, so that the run starts anew."
+        )
 
 
 def _key_filter(request: RunRequest) -> KeyFilter:

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, bindparam, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, bindparam, case, select, update
 
 from tasks.cache import bulk
 from tasks.cache.blocking import blocked_digests, blocked_keys, hold_off_erasing
 from tasks.cache.database import is_sqlite, repeated, writing
-from tasks.cache.models import predicted_now
+from tasks.cache.models import mark_of, predicted_now
 from tasks.cache.outcome import Finished, Progress, Scored, blocked
 from tasks.cache.packing import pack
 from tasks.cache.quarantine import quarantine
@@ -59,7 +59,7 @@ def commit(engine: Engine, scope: Scope, finished: Sequence[Finished], progress:
         mine = _after_erasing(connection, scope, row.source_no, mine)
         won = _insert_predictions(connection, scope, mine)
         outcomes = {item.key: _outcome(item, won) for item in mine}
-        _upsert_images(connection, row.source_no, mine)
+        _upsert_images(connection, row.source_no, mark_of(connection, scope.model_no), mine)
         quarantine(connection, row.source_no, scope.model_no, scope.decoder, scope.staging.run_no, mine)
         _close_rows(connection, scope.staging, outcomes)
         _advance(connection, scope, progress, len(outcomes))
@@ -144,11 +144,11 @@ def prediction_row(scope: Scope, digest: bytes, scored: Scored) -> bulk.Row:
     return now(), scope.model_no, run_no, *numbers, generation, digest, packed
 
 
-def _upsert_images(connection: Connection, source_no: int, finished: Iterable[Finished]) -> None:
+def _upsert_images(connection: Connection, source_no: int, mark: int, finished: Iterable[Finished]) -> None:
     """Record (key, etag) -> digest where it differs; mark what vanished."""
     moment = now()
     rows = [
-        (source_no, found.key, found.etag, found.size, found.last_modified, item.digest, moment, None)
+        (source_no, found.key, found.etag, found.size, found.last_modified, item.digest, moment, None, mark)
         for item in finished
         if (found := item.image) is not None and item.digest is not None and item.failed is None
     ]
@@ -174,8 +174,11 @@ def _where_it_differs(statement: Any) -> Any:
         | (image.c.last_modified != new.last_modified)
         | image.c.deleted_at.is_not(None)
     )
-    fresh = {name: new[name] for name in IMAGE if name not in ("source_no", "key")}
-    return statement.on_conflict_do_update(index_elements=["source_no", "key"], set_=fresh, where=differs)
+    fresh: dict[str, Any] = {name: new[name] for name in IMAGE if name not in ("source_no", "key")}
+    # That another model has predicted it says nothing new of the object.
+    fresh["recorded_at"] = case((differs, new.recorded_at), else_=image.c.recorded_at)
+    where = differs | image.c.mark.is_distinct_from(new.mark)
+    return statement.on_conflict_do_update(index_elements=["source_no", "key"], set_=fresh, where=where)
 
 
 def _close_rows(connection: Connection, staging: Staging, outcomes: Mapping[str, str]) -> None:

@@ -198,7 +198,8 @@ def _unstage(connection: Connection, objects: Collection[Object]) -> int:
         _forget_place(connection, number, key)
     for run_no, generation in sorted(failed):
         counts = count_outcomes(connection, work_item.c.run_no == run_no, work_item.c.generation == generation)
-        counted = {name: counts.get(name, 0) for name in (*OUTCOMES, "open")}
+        counted: dict[str, Any] = {name: counts.get(name, 0) for name in (*OUTCOMES, "open")}
+        counted["cached"] = run.c.dropped + counted["cached"]
         connection.execute(update(run).where(run.c.run_no == run_no).values(**counted))
     return removed
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, column, inspect, select, table, text
 
+from tasks.cache import roles
 from tasks.cache.database import described, is_sqlite, reading, writing
 from tasks.cache.schema import SCHEMA
 from tasks.errors import MigrationNeeded
@@ -46,10 +47,15 @@ def prepare(engine: Engine) -> None:
 def migrate(engine: Engine) -> str:
     """Upgrade to the newest version and return it. Processes that race wait for each other.
 
-    Where the database has roles (roles.sql), new tables and views get their rights in the transaction that makes them.
+    Where the database has roles (roles.sql), new tables and views get their rights in the transaction that makes them, and rights
+    that were changed by hand are what they should be in the end.
     """
     with _alone(engine) as connection:
         _alembic().upgrade(_config(connection), "head")
+    if not is_sqlite(engine):
+        with writing(engine) as connection:
+            if roles.have_been_granted(connection):
+                roles.grant(connection)
     return head_version()
 
 

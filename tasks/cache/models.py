@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, func, select, text
 from tasks.cache.database import is_sqlite, reading, repeated
 from tasks.cache.packing import MOST_LABELS
 from tasks.cache.runs import Staging, insert, now
-from tasks.cache.schema import SCHEMA, model, model_label, prediction
+from tasks.cache.schema import EPOCHS, SCHEMA, model, model_label, prediction
 from tasks.errors import ConfigurationError
 
 CHUNK = 500
@@ -41,6 +41,12 @@ def register_model(
         connection.execute(insert(connection, model_label).on_conflict_do_nothing(), rows)
     add_partition(connection, model_no)
     return model_no
+
+
+def mark_of(connection: Connection, model_no: int) -> int:
+    """What an image bears whose bytes have a prediction of this model. It is another one once they were all dropped."""
+    epoch = connection.execute(select(model.c.epoch).where(model.c.model_no == model_no)).scalar_one()
+    return model_no * EPOCHS + int(epoch)
 
 
 def add_partition(connection: Connection, model_no: int) -> None:

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Engine, Row, delete, func, select, update
 
 from tasks.cache.database import reading, repeated, writing
-from tasks.cache.runs import SUCCESS, Staging, check_generation, count_listed, insert, now
+from tasks.cache.listed import Wanted, Write, write_page
+from tasks.cache.runs import SUCCESS, RunKey, Staging, check_generation, count_listed, insert, now
 from tasks.cache.schema import listing_range, run, source
-from tasks.cache.staging import write_rows
 from tasks.errors import ListingIncomplete
 from tasks.storage.base import ImageObject, Span
 from tasks.window import RETRY
@@ -26,27 +26,7 @@ from tasks.window import RETRY
 LEASE = timedelta(minutes=2)
 
 
-class Wanted(Protocol):
-    """What a run wants of some objects, and for which keys that speaks: listing's Page."""
-
-    @property
-    def images(self) -> list[ImageObject]:
-        """What is staged."""
-        ...
-
-    @property
-    def ignored(self) -> int:
-        """How many objects the filters dropped."""
-        ...
-
-    @property
-    def covers(self) -> Span | None:
-        """All keys that were seen."""
-        ...
-
-
 Choose = Callable[[Sequence[ImageObject], Span], Wanted]
-Write = Callable[[Connection, Staging, Wanted], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +43,6 @@ class Part:
     def start(self) -> str | None:
         """The key behind which it goes on."""
         return self.span.after if self.last is None else self.last
-
-
-def write_page(connection: Connection, staging: Staging, page: Wanted) -> None:
-    """Stage what a page holds."""
-    write_rows(connection, staging, page.images)
 
 
 @repeated
@@ -135,13 +110,13 @@ def stage_part(
             return True
         start = row.after_key if row.last_key is None else row.last_key
         page = choose(fresh, Span(row.prefix, start, until if done else fresh[-1].key))
-        write(connection, staging, page)
+        dropped = write(connection, staging, page)
         seen = {"objects": row.objects + len(fresh), "listed": row.listed + len(page.images)}
         state = {"last_key": None if done else fresh[-1].key, "done": done, "holder": None if done else holder}
         connection.execute(
             update(listing_range)
             .where(*_one(staging, number))
-            .values(**seen, **state, ignored=row.ignored + page.ignored, held_at=now())
+            .values(**seen, **state, ignored=row.ignored + page.ignored, dropped=row.dropped + dropped, held_at=now())
         )
     return not done
 
@@ -197,13 +172,13 @@ def finish(engine: Engine, staging: Staging) -> None:
 
 
 def _settle(connection: Connection, staging: Staging) -> None:
-    counted = (listing_range.c.listed, listing_range.c.ignored)
-    listed, ignored = connection.execute(
+    counted = (listing_range.c.listed, listing_range.c.ignored, listing_range.c.dropped)
+    listed, ignored, dropped = connection.execute(
         select(*(func.coalesce(func.sum(column), 0) for column in counted)).where(*_of(staging))
     ).one()
     if listed or ignored:
-        count_listed(connection, staging, int(listed), int(ignored))
-        connection.execute(update(listing_range).where(*_of(staging)).values(listed=0, ignored=0))
+        count_listed(connection, staging, int(listed), int(ignored), int(dropped))
+        connection.execute(update(listing_range).where(*_of(staging)).values(listed=0, ignored=0, dropped=0))
 
 
 def listed_so_far(engine: Engine, staging: Staging) -> tuple[int, int]:
@@ -213,10 +188,11 @@ def listed_so_far(engine: Engine, staging: Staging) -> tuple[int, int]:
     return found.listed, found.ignored
 
 
-def listed_before(engine: Engine, uri: str, prefix: str, before: Staging) -> int:
-    """How many objects the newest earlier run saw that ended well over the same source and prefix; 0 where there is none."""
+def listed_before(engine: Engine, uri: str, prefix: str, key: RunKey) -> int:
+    """How many objects the newest other run saw that ended well over the same source and prefix; 0 where there is none."""
     same = (source.c.uri == uri, run.c.prefix == prefix, run.c.state == SUCCESS, run.c.run_type != RETRY)
-    query = select(run.c.listed + run.c.ignored).join_from(run, source).where(*same, run.c.run_no < before.run_no)
+    other = (run.c.dag_id != key.dag_id) | (run.c.run_id != key.run_id)
+    query = select(run.c.listed + run.c.ignored).join_from(run, source).where(*same, other)
     with reading(engine) as connection:
         found = connection.execute(query.order_by(run.c.run_no.desc()).limit(1)).scalar_one_or_none()
     return int(found or 0)

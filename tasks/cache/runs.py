@@ -109,7 +109,7 @@ def open_run(engine: Engine, start: RunStart) -> Staging:
             "force": start.force,
             "started_at": now(),
             "finished_at": None,
-            **dict.fromkeys(("listed", "ignored", "open", "reads", "forward_passes", *OUTCOMES), 0),
+            **dict.fromkeys(("listed", "ignored", "dropped", "open", "reads", "forward_passes", *OUTCOMES), 0),
             "seconds": 0.0,
             "stage_seconds": "{}",
             "stages": "{}",
@@ -180,12 +180,12 @@ def check_generation(connection: Connection, staging: Staging, *, shared: bool =
     return row
 
 
-def count_listed(connection: Connection, staging: Staging, listed: int, ignored: int) -> None:
-    """Add one page to what the run has seen, in the transaction that stages the page."""
+def count_listed(connection: Connection, staging: Staging, listed: int, ignored: int, dropped: int = 0) -> None:
+    """Add one page to what the run has seen, in the transaction that stages the page; `dropped` of the listed are not staged."""
     connection.execute(
         update(run)
         .where(run.c.run_no == staging.run_no, run.c.generation == staging.generation)
-        .values(listed=run.c.listed + listed, ignored=run.c.ignored + ignored)
+        .values(listed=run.c.listed + listed, ignored=run.c.ignored + ignored, dropped=run.c.dropped + dropped)
     )
 
 
@@ -197,6 +197,7 @@ def tally(engine: Engine, staging: Staging) -> dict[str, Any]:
         ).one()
         mine = (work_item.c.run_no == staging.run_no, work_item.c.generation == staging.generation)
         outcomes = count_outcomes(connection, *mine)
+        outcomes["cached"] = outcomes.get("cached", 0) + row.dropped
         shards = connection.execute(
             select(shard).where(shard.c.run_no == staging.run_no, shard.c.generation == staging.generation)
         ).all()

@@ -47,6 +47,9 @@ from sqlalchemy import (
 
 SCHEMA = "afterimage"
 
+# A mark is model_no * EPOCHS + epoch.
+EPOCHS = 1 << 16
+
 metadata = MetaData(schema=SCHEMA)
 
 
@@ -120,6 +123,8 @@ model = Table(
     Column("version", Text, nullable=False),
     Column("spec", Text, nullable=False),
     Column("created_at", Moment, nullable=False),
+    # How often all its predictions were dropped at once.
+    Column("epoch", Integer, nullable=False, server_default="0"),
 )
 
 pipeline = Table(
@@ -143,6 +148,8 @@ image = Table(
     Column("digest", LargeBinary, nullable=False),
     Column("recorded_at", Moment, nullable=False),
     Column("deleted_at", Moment),
+    # The model that is known to have a prediction of these bytes: mark_of. Where it is another one, the predictions are asked.
+    Column("mark", BigInteger),
 )
 Index("image_digest", image.c.digest)
 # Few: what came back is looked for among them, and what may be forgotten.
@@ -236,6 +243,8 @@ run = Table(
     _count("failed"),
     _count("vanished"),
     _count("open"),
+    # Of `cached`: what was dropped while it was listed, and never staged.
+    _count("dropped"),
     _count("reads"),
     _count("forward_passes"),
     Column("seconds", Double, nullable=False, server_default="0"),
@@ -301,6 +310,7 @@ listing_range = Table(
     _count("objects"),
     _count("listed"),
     _count("ignored"),
+    _count("dropped"),
     Column("holder", Text),
     Column("held_at", Moment),
 )

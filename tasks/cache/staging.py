@@ -34,19 +34,14 @@ PAGE_ROWS = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What decides which staged rows are work. `decoder` is the version whose verdicts are still believed."""
+    """What decides which staged rows are work. `decoder` is the version whose verdicts are still believed; `mark` is what images
+    bear that the model is known to have predicted."""
 
     model_no: int
+    mark: int
     decoder: str
     force: bool
     limit: int | None
-
-
-def stage_page(engine: Engine, staging: Staging, images: Sequence[ImageObject], ignored: int) -> None:
-    """Stage one page of the listing; `ignored` counts what the filters dropped from it. Raises StaleGeneration."""
-    with writing(engine) as connection:
-        check_generation(connection, staging)
-        stage(connection, staging, images, ignored)
 
 
 def stage(connection: Connection, staging: Staging, images: Sequence[ImageObject], ignored: int) -> None:
@@ -113,12 +108,12 @@ def classify(connection: Connection, staging: Staging, rules: Rules) -> None:
 
 def _is_cached(source_no: int, rules: Rules) -> ColumnElement[bool]:
     """(key, etag) is known, and its digest has a prediction of this model."""
+    predicted = exists().where(prediction.c.model_no == rules.model_no, prediction.c.digest == image.c.digest)
     return exists().where(
         image.c.source_no == source_no,
         image.c.key == work_item.c.key,
         image.c.etag == work_item.c.etag,
-        prediction.c.model_no == rules.model_no,
-        prediction.c.digest == image.c.digest,
+        (image.c.mark == rules.mark) | predicted.correlate(image),
     )
 
 

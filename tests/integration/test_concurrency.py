@@ -15,12 +15,13 @@ from sqlalchemy import text
 from tasks import road
 from tasks.cache.commits import Scope, commit
 from tasks.cache.database import connect, reading, repeated, writing
+from tasks.cache.listed import stage_page
 from tasks.cache.models import register_model
 from tasks.cache.outcome import Finished, Progress, Scored
 from tasks.cache.runs import RunKey, RunStart, Staging, open_run
-from tasks.cache.staging import assign_shards, stage_page
+from tasks.cache.staging import assign_shards
 from tasks.deduplication import deduplicate
-from tasks.listing import KeyFilter, list_pages
+from tasks.listing import KeyFilter, Page, list_pages
 from tasks.location import Location
 from tasks.storage.base import PAGE_OBJECTS, ImageObject
 from tasks.storage.local import LocalStore
@@ -39,7 +40,7 @@ def image(number: int) -> ImageObject:
 def staged(url: str, run_id: str, count: int) -> tuple[Staging, int]:
     engine = connect(url)
     staging = open_run(engine, RunStart(RunKey("test", run_id), "manual", None, "s3://b", "", EVERYTHING, False, {}))
-    stage_page(engine, staging, [image(number) for number in range(count)], 0)
+    stage_page(engine, staging, Page([image(number) for number in range(count)], 0))
     with writing(engine) as connection:
         model_no = register_model(connection, "m" * 64, "m", "1", {})
         assign_shards(connection, staging, count, 1, 1)
@@ -138,7 +139,7 @@ def test_memory_while_listing_does_not_grow_with_the_bucket(database_url: str, p
         tracemalloc.start()
         location = Location("s3", "b", "")
         for page in list_pages(Endless(count), location, EVERYTHING, KeyFilter(("*.png",), ())):  # type: ignore[arg-type]
-            stage_page(engine, staging, page.images, page.ignored)
+            stage_page(engine, staging, page)
         most = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return most

@@ -23,13 +23,20 @@ def upgrade() -> None:
         sa.Column("done", sa.Boolean, nullable=False, server_default=sa.false()),
         *(
             sa.Column(name, sa.BigInteger, nullable=False, server_default="0")
-            for name in ("objects", "listed", "ignored")
+            for name in ("objects", "listed", "ignored", "dropped")
         ),
         sa.Column("holder", sa.Text),
         sa.Column("held_at", Moment),
         schema=SCHEMA,
     )
+    op.execute(f"ALTER TABLE {schema()}run ADD COLUMN dropped BIGINT NOT NULL DEFAULT 0")
 
 
 def downgrade() -> None:
+    op.execute(f"ALTER TABLE {schema()}run DROP COLUMN dropped")
     op.drop_table("listing_range", schema=SCHEMA)
+
+
+def schema() -> str:
+    """SQLite has none."""
+    return "" if op.get_bind().dialect.name == "sqlite" else f"{SCHEMA}."
