@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, text
 
 from tasks import range_listing, road
 from tasks.cache import quarantine
-from tasks.cache.database import connect
+from tasks.cache.database import connect, is_sqlite, writing
 from tasks.cache.erasing import Target, erase
 from tasks.cache.runs import RunKey
 from tasks.errors import StagingLost
@@ -210,3 +210,44 @@ def test_a_page_costs_a_few_statements_and_not_one_for_each_key(make: Make) -> N
     request = one.request()
     road.list_images(request, one.settings, engine)
     assert len([said for said in asked if "prediction" in said]) <= 4, "12 keys in groups of 4 and more"
+
+
+def marks(runner: Runner) -> list[int | None]:
+    return [row["mark"] for row in runner.rows("SELECT DISTINCT mark FROM image WHERE deleted_at IS NULL ORDER BY 1")]
+
+
+@pytest.mark.usefixtures("large")
+def test_predictions_that_are_deleted_by_hand_are_made_again(make: Make) -> None:
+    """Whoever deletes takes the marks as well: a trigger does it."""
+    one = make(list_workers=2)
+    one.run()
+    assert len(marks(one)) == 1
+    with writing(connect(as_owner(one.settings.database_url))) as connection:
+        table = "prediction" if is_sqlite(connection) else "afterimage.prediction"
+        few = f"SELECT digest FROM {table} ORDER BY digest LIMIT 5"
+        assert connection.execute(text(f"DELETE FROM {table} WHERE digest IN ({few})")).rowcount == 5
+    assert outcomes(one.run()) == {"cached": 7, "predicted": 5}
+    assert outcomes(one.run()) == {"cached": 12}
+
+
+@pytest.mark.usefixtures("large")
+def test_images_from_before_there_were_marks_get_one_when_they_are_listed(make: Make) -> None:
+    one = make(list_workers=2)
+    one.run()
+    expected = marks(one)
+    with writing(connect(as_owner(one.settings.database_url))) as connection:
+        table = "image" if is_sqlite(connection) else "afterimage.image"
+        connection.execute(text(f"UPDATE {table} SET mark = NULL"))
+    assert outcomes(one.run()) == {"cached": 12}
+    assert staged(one) == []
+    assert marks(one) == expected
+
+
+@pytest.mark.usefixtures("large")
+def test_two_models_over_one_source_do_not_take_the_marks_from_each_other(make: Make, tmp_path: Path) -> None:
+    one, other = make(), make(model=str(write_small_bundle(tmp_path / "other", seed=5)))
+    assert [outcomes(runner.run()) for runner in (one, other)] == [{"predicted": 12}, {"predicted": 12}]
+    before = one.rows("SELECT * FROM image ORDER BY key")
+    assert [outcomes(runner.run()) for runner in (one, other, one)] == [{"cached": 12}] * 3
+    assert staged(one) == []
+    assert one.rows("SELECT * FROM image ORDER BY key") == before, "a run that finds nothing new changes no row"
