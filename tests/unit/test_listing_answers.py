@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gzip
-from dataclasses import replace
+import pickle
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 from botocore.parsers import ResponseParserError
@@ -246,3 +247,12 @@ def test_a_key_with_nul_does_not_shift_the_others() -> None:
     keys = ["a\0b", "c", "\0", "d"]
 
     assert [image.key for image in read_page(answer(keys)).images] == keys
+
+
+def test_objects_of_the_fast_road_are_as_any_others() -> None:
+    (image,) = _usual(answer(["a"])).images  # type: ignore[union-attr]
+
+    assert hash(image) == hash(ImageObject("a", "abc", 7, MOMENT))
+    assert pickle.loads(pickle.dumps(image)) == image
+    with pytest.raises(FrozenInstanceError):
+        image.key = "b"  # type: ignore[misc]
