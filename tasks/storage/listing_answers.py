@@ -24,6 +24,7 @@ from xml.parsers import expat
 from tasks.storage.base import ImageObject
 
 ROOT = "ListBucketResult"
+SHOWN = 40  # characters of what others wrote, in a message
 _FIRST, _LAST = "<Contents>", "</Contents>"
 
 
@@ -126,9 +127,9 @@ def _text_of(body: bytes) -> str:
     try:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise NoListing(f"is no UTF-8: {error}; it begins with {body[:40]!r}") from None
+        raise NoListing(f"is no UTF-8: {error}; it begins with {body[:SHOWN]!r}") from None
     if "\0" in text:  # UTF-16, which expat would find out and read.
-        raise NoListing(f"is no UTF-8: it holds NUL; it begins with {body[:40]!r}")
+        raise NoListing(f"is no UTF-8: it holds NUL; it begins with {body[:SHOWN]!r}")
     return text
 
 
@@ -145,20 +146,20 @@ def _read_xml(text: str) -> Element:
     try:
         parser.Parse(text, True)
     except expat.ExpatError as error:
-        raise NoListing(f"is no XML, or not all of it: {error}; it begins with {text[:40]!r}") from None
+        raise NoListing(f"is no XML, or not all of it: {error}; it begins with {text[:SHOWN]!r}") from None
     root = builder.close()
     if _name(root) != ROOT:
-        raise NoListing(f"is no <{ROOT}> but <{_name(root)}>", is_error=_name(root) == "Error")
+        raise NoListing(f"is no <{ROOT}> but <{_name(root)[:SHOWN]}>", is_error=_name(root) == "Error")
     return root
 
 
 def _refuse_doctype(name: str, *_others: object) -> NoReturn:
-    raise NoListing(f"declares a document type ({name!r}), which no listing does")
+    raise NoListing(f"declares a document type ({name[:SHOWN]!r}), which no listing does")
 
 
 def _check_encoding(_version: str, encoding: str | None, _standalone: int) -> None:
     if encoding is not None and encoding.upper() != "UTF-8":
-        raise NoListing(f"declares the encoding {encoding!r}; S3 answers in UTF-8")
+        raise NoListing(f"declares the encoding {encoding[:SHOWN]!r}; S3 answers in UTF-8")
 
 
 class _Entry:
@@ -174,8 +175,11 @@ class _Entry:
 
     def text(self, name: str) -> str:
         if name not in self._texts:
-            raise NoListing(f"has an object without {name}: {self._texts.get('Key', '')!r}")
+            raise NoListing(f"has an object without {name}: {self._shown('Key')}")
         return self._texts[name]
+
+    def _shown(self, name: str) -> str:
+        return repr(self._texts.get(name, "")[:SHOWN])
 
     def image(self, key: str) -> ImageObject:
         return ImageObject(key, self.text("ETag").strip('"'), self._size(), self._moment())
@@ -183,7 +187,7 @@ class _Entry:
     def _size(self) -> int:
         text = self.text("Size").strip()
         if not re.fullmatch(r"[0-9]{1,18}", text):
-            raise NoListing(f"gives {self.text('Key')!r} the Size {text!r}, which is no number of bytes")
+            raise NoListing(f"gives {self._shown('Key')} the Size {self._shown('Size')}, which is no number of bytes")
         return int(text)
 
     def _moment(self) -> datetime:
@@ -193,7 +197,9 @@ class _Entry:
             moment = datetime.fromisoformat(text) if _ISO.match(text) else _moment_as_boto3_reads_it(text)
             return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
         except (ValueError, OverflowError, RuntimeError):
-            raise NoListing(f"gives {self.text('Key')!r} the LastModified {text!r}, which is no moment") from None
+            raise NoListing(
+                f"gives {self._shown('Key')} the LastModified {self._shown('LastModified')}, which is no moment"
+            ) from None
 
 
 _WANTED = {"Key", "LastModified", "ETag", "Size"}
@@ -231,5 +237,7 @@ def _decoded(keys: list[str], around: Element) -> list[str]:
 def _continuation(root: Element) -> tuple[bool, str | None]:
     truncated: Sequence[str] = [text.strip() for text in _texts(root, "IsTruncated")]
     if truncated not in (["true"], ["false"]):
-        raise NoListing(f"does not say whether more follows: IsTruncated is {' and '.join(truncated) or 'missing'!r}")
+        raise NoListing(
+            f"does not say whether more follows: IsTruncated is {(' and '.join(truncated) or 'missing')[:SHOWN]!r}"
+        )
     return truncated == ["true"], next(_texts(root, "NextContinuationToken"), None)

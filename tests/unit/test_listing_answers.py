@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import pickle
+import re
 from dataclasses import FrozenInstanceError, replace
 
 import pytest
@@ -214,6 +215,16 @@ def test_what_is_no_listing_is_refused_by_its_reason(body: bytes, says: str) -> 
     with pytest.raises(NoListing, match=says) as refused:
         read_page(body)
     assert not refused.value.is_error
+
+
+@pytest.mark.parametrize("name", ["Key", "Size", "LastModified", "IsTruncated"])
+def test_a_reason_is_short_whatever_is_in_the_answer(name: str) -> None:
+    body = re.sub(rf"<{name}>[^<]*", f"<{name}>{'x' * 10_000}", GOOD.decode())
+    body = body.replace("<ETag>&quot;abc&quot;</ETag>", "") if name == "Key" else body
+    for text in (body, f"<{'x' * 10_000}/>", f"<!DOCTYPE {'x' * 10_000}>", "x" * 10_000):
+        with pytest.raises(NoListing) as refused:
+            read_page(text.encode())
+        assert len(str(refused.value)) < 250
 
 
 def test_an_error_in_the_place_of_a_listing_is_one() -> None:
