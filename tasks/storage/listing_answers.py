@@ -11,9 +11,11 @@ false, objects without ETag.
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
+from itertools import repeat
 from typing import NoReturn
 from urllib.parse import unquote_plus
 from xml.etree.ElementTree import Element, TreeBuilder
@@ -22,6 +24,7 @@ from xml.parsers import expat
 from tasks.storage.base import ImageObject
 
 ROOT = "ListBucketResult"
+SHOWN = 40  # characters of what others wrote, in a message
 _FIRST, _LAST = "<Contents>", "</Contents>"
 
 
@@ -49,20 +52,21 @@ def read_page(body: bytes) -> ListedPage:
 
 # The usual shape
 
-_TEXT = r"[^\x00-\x1f<>&]*"
-_QUOTE = r"(?:&quot;|&#34;|\")?"
+# `*+` and `?+` give nothing back once it is taken, and keep no place to go back to: a fifth less time.
+_TEXT = r"[^\x00-\x1f<>&]*+"
+_QUOTE = r"(?:&quot;|&#34;|\")?+"
 
 
 def _maybe(*names: str) -> str:
-    return "".join(f"(?:<{name}>{_TEXT}</{name}>)?" for name in names)
+    return "".join(f"(?:<{name}>{_TEXT}</{name}>)?+" for name in names)
 
 
 _ENTRY = re.compile(
     rf"<Contents><Key>({_TEXT})</Key>"
-    r"<LastModified>(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,6})?Z)</LastModified>"
-    rf"<ETag>{_QUOTE}([^\x00-\x1f<>&\"]*){_QUOTE}</ETag>"
-    rf"{_maybe('ChecksumAlgorithm', 'ChecksumType')}<Size>(\d{{1,18}})</Size>{_maybe('StorageClass')}"
-    rf"(?:<Owner>{_maybe('ID', 'DisplayName')}</Owner>)?{_maybe('StorageClass', 'Type')}</Contents>",
+    r"<LastModified>(\d{4}-\d\d-\d\dT[\d:.]++Z)</LastModified>"
+    rf"<ETag>{_QUOTE}([^\x00-\x1f<>&\"]*+){_QUOTE}</ETag>"
+    rf"{_maybe('ChecksumAlgorithm', 'ChecksumType')}<Size>(\d{{1,18}}+)</Size>{_maybe('StorageClass')}"
+    rf"(?:<Owner>{_maybe('ID', 'DisplayName')}</Owner>)?+{_maybe('StorageClass', 'Type')}</Contents>",
     re.ASCII,
 )
 
@@ -91,8 +95,19 @@ def _usual(body: bytes) -> ListedPage | None:
         times = list(map(datetime.fromisoformat, moments))
     except ValueError:  # the other road says where
         return None
-    images = list(map(ImageObject, _decoded(keys, around), etags, map(int, sizes), times))
+    images = _objects(_decoded(keys, around), etags, list(map(int, sizes)), times)
     return ListedPage(images, *_continuation(around))
+
+
+_SLOTS = [vars(ImageObject)[field.name].__set__ for field in fields(ImageObject)]
+
+
+def _objects(*columns: Sequence[object]) -> list[ImageObject]:
+    """What `map(ImageObject, *columns)` gives, in half the time: a frozen dataclass sets each of its fields by a slow call."""
+    images: list[ImageObject] = list(map(object.__new__, repeat(ImageObject, len(columns[0]))))
+    for put, column in zip(_SLOTS, columns, strict=True):
+        deque(map(put, images, column), maxlen=0)
+    return images
 
 
 # Any shape
@@ -112,9 +127,9 @@ def _text_of(body: bytes) -> str:
     try:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise NoListing(f"is no UTF-8: {error}; it begins with {body[:40]!r}") from None
+        raise NoListing(f"is no UTF-8: {error}; it begins with {body[:SHOWN]!r}") from None
     if "\0" in text:  # UTF-16, which expat would find out and read.
-        raise NoListing(f"is no UTF-8: it holds NUL; it begins with {body[:40]!r}")
+        raise NoListing(f"is no UTF-8: it holds NUL; it begins with {body[:SHOWN]!r}")
     return text
 
 
@@ -131,20 +146,20 @@ def _read_xml(text: str) -> Element:
     try:
         parser.Parse(text, True)
     except expat.ExpatError as error:
-        raise NoListing(f"is no XML, or not all of it: {error}; it begins with {text[:40]!r}") from None
+        raise NoListing(f"is no XML, or not all of it: {error}; it begins with {text[:SHOWN]!r}") from None
     root = builder.close()
     if _name(root) != ROOT:
-        raise NoListing(f"is no <{ROOT}> but <{_name(root)}>", is_error=_name(root) == "Error")
+        raise NoListing(f"is no <{ROOT}> but <{_name(root)[:SHOWN]}>", is_error=_name(root) == "Error")
     return root
 
 
 def _refuse_doctype(name: str, *_others: object) -> NoReturn:
-    raise NoListing(f"declares a document type ({name!r}), which no listing does")
+    raise NoListing(f"declares a document type ({name[:SHOWN]!r}), which no listing does")
 
 
 def _check_encoding(_version: str, encoding: str | None, _standalone: int) -> None:
     if encoding is not None and encoding.upper() != "UTF-8":
-        raise NoListing(f"declares the encoding {encoding!r}; S3 answers in UTF-8")
+        raise NoListing(f"declares the encoding {encoding[:SHOWN]!r}; S3 answers in UTF-8")
 
 
 class _Entry:
@@ -160,8 +175,11 @@ class _Entry:
 
     def text(self, name: str) -> str:
         if name not in self._texts:
-            raise NoListing(f"has an object without {name}: {self._texts.get('Key', '')!r}")
+            raise NoListing(f"has an object without {name}: {self._shown('Key')}")
         return self._texts[name]
+
+    def _shown(self, name: str) -> str:
+        return repr(self._texts.get(name, "")[:SHOWN])
 
     def image(self, key: str) -> ImageObject:
         return ImageObject(key, self.text("ETag").strip('"'), self._size(), self._moment())
@@ -169,7 +187,7 @@ class _Entry:
     def _size(self) -> int:
         text = self.text("Size").strip()
         if not re.fullmatch(r"[0-9]{1,18}", text):
-            raise NoListing(f"gives {self.text('Key')!r} the Size {text!r}, which is no number of bytes")
+            raise NoListing(f"gives {self._shown('Key')} the Size {self._shown('Size')}, which is no number of bytes")
         return int(text)
 
     def _moment(self) -> datetime:
@@ -179,7 +197,9 @@ class _Entry:
             moment = datetime.fromisoformat(text) if _ISO.match(text) else _moment_as_boto3_reads_it(text)
             return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
         except (ValueError, OverflowError, RuntimeError):
-            raise NoListing(f"gives {self.text('Key')!r} the LastModified {text!r}, which is no moment") from None
+            raise NoListing(
+                f"gives {self._shown('Key')} the LastModified {self._shown('LastModified')}, which is no moment"
+            ) from None
 
 
 _WANTED = {"Key", "LastModified", "ETag", "Size"}
@@ -217,5 +237,7 @@ def _decoded(keys: list[str], around: Element) -> list[str]:
 def _continuation(root: Element) -> tuple[bool, str | None]:
     truncated: Sequence[str] = [text.strip() for text in _texts(root, "IsTruncated")]
     if truncated not in (["true"], ["false"]):
-        raise NoListing(f"does not say whether more follows: IsTruncated is {' and '.join(truncated) or 'missing'!r}")
+        raise NoListing(
+            f"does not say whether more follows: IsTruncated is {(' and '.join(truncated) or 'missing')[:SHOWN]!r}"
+        )
     return truncated == ["true"], next(_texts(root, "NextContinuationToken"), None)

@@ -167,7 +167,8 @@ class S3Store:
         return next((page[0].key for page in pages if page), None)
 
     def _pages(self, prefix: str, after: str | None, limit: int, *, is_ordered: bool) -> Iterator[list[ImageObject]]:
-        walk = Walk(f"s3://{self.bucket}/{prefix}", is_ordered=is_ordered, after=after)
+        by_bytes = after is not None and bool(self._begins)  # Whoever divides has asked, and was told so.
+        walk = Walk(f"s3://{self.bucket}/{prefix}", is_ordered=is_ordered, after=after, by_bytes=by_bytes)
         start: dict[str, Any] = {} if after is None else {"StartAfter": after}
         while True:
             try:

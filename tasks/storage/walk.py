@@ -36,11 +36,17 @@ def _holds(order: Order, keys: Sequence[str]) -> bool:
 
 
 class Walk:
-    """One listing, page by page, in O(1) memory. `what` names it in errors; `after` is the key behind which it begins."""
+    """One listing, page by page, in O(1) memory. `what` names it in errors; `after` is the key behind which it begins.
 
-    def __init__(self, what: str, *, is_ordered: bool, after: str | None = None) -> None:
+    With `by_bytes` no other order is good enough: a part of a divided listing ends at the first key behind its end, so that in
+    any other order keys would be lost.
+    """
+
+    def __init__(self, what: str, *, is_ordered: bool, after: str | None = None, by_bytes: bool = False) -> None:
         self._what = what
-        self._orders: list[Order] = [_by_bytes, _by_folders] if is_ordered else []
+        orders: list[Order] = [_by_bytes] if by_bytes else [_by_bytes, _by_folders]
+        self._orders = orders if is_ordered else []
+        self._expected = "in byte order" if by_bytes else "in byte order or folder by folder"
         self._is_ordered = is_ordered
         self._page = 0
         self._empty = 0
@@ -98,6 +104,6 @@ class Walk:
 
     def _broken(self, how: str) -> TransientStorageError:
         return TransientStorageError(
-            f"Page {self._page} of the listing of {self._what!r} {how}. Keys must come once each, in byte order or folder by "
-            "folder. It is tried again; if it stays, this store's ListObjectsV2 is broken: update the store, or ask its makers."
+            f"Page {self._page} of the listing of {self._what!r} {how}. Keys must come once each, {self._expected}. "
+            "It is tried again; if it stays, this store's ListObjectsV2 is broken: update the store, or ask its makers."
         )

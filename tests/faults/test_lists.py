@@ -233,6 +233,19 @@ def test_a_range_of_a_store_that_ignores_where_to_begin_is_an_error(fake: FakeS3
             call()
 
 
+def test_a_part_of_a_store_that_turns_out_to_go_by_folders_is_an_error(fake: FakeS3) -> None:
+    """Its first key lay in no folder, so the store could not tell. Listed as a whole, by folders is as good as by bytes."""
+    store = filled(fake.settings, "raw/1.png", *FOLDERS)
+    assert store.begins_after("raw/")
+    fake.strike("by_folders", operation="list")
+
+    assert sorted(keys_of(store, "raw/")) == sorted(("raw/1.png", *FOLDERS))
+    with pytest.raises(
+        TransientStorageError, match=r"turns back: 'raw/a-b.png' follows 'raw/a/y.png'.*each, in byte order\."
+    ):
+        keys_of(store, "raw/", "raw/1.png")
+
+
 def test_a_directory_bucket_is_not_even_asked() -> None:
     store = a_store("photos--use1-az4--x-s3", s3_region="us-east-1")
     asked = told(store, GOOD)

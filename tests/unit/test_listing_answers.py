@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
-from dataclasses import replace
+import pickle
+import re
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 from botocore.parsers import ResponseParserError
@@ -215,6 +217,16 @@ def test_what_is_no_listing_is_refused_by_its_reason(body: bytes, says: str) -> 
     assert not refused.value.is_error
 
 
+@pytest.mark.parametrize("name", ["Key", "Size", "LastModified", "IsTruncated"])
+def test_a_reason_is_short_whatever_is_in_the_answer(name: str) -> None:
+    body = re.sub(rf"<{name}>[^<]*", f"<{name}>{'x' * 10_000}", GOOD.decode())
+    body = body.replace("<ETag>&quot;abc&quot;</ETag>", "") if name == "Key" else body
+    for text in (body, f"<{'x' * 10_000}/>", f"<!DOCTYPE {'x' * 10_000}>", "x" * 10_000):
+        with pytest.raises(NoListing) as refused:
+            read_page(text.encode())
+        assert len(str(refused.value)) < 250
+
+
 def test_an_error_in_the_place_of_a_listing_is_one() -> None:
     with pytest.raises(NoListing, match="but <Error>") as refused:
         read_page(b"<Error><Code>SlowDown</Code></Error>")
@@ -246,3 +258,12 @@ def test_a_key_with_nul_does_not_shift_the_others() -> None:
     keys = ["a\0b", "c", "\0", "d"]
 
     assert [image.key for image in read_page(answer(keys)).images] == keys
+
+
+def test_objects_of_the_fast_road_are_as_any_others() -> None:
+    (image,) = _usual(answer(["a"])).images  # type: ignore[union-attr]
+
+    assert hash(image) == hash(ImageObject("a", "abc", 7, MOMENT))
+    assert pickle.loads(pickle.dumps(image)) == image
+    with pytest.raises(FrozenInstanceError):
+        image.key = "b"  # type: ignore[misc]
