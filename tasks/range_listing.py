@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 SPLIT_OBJECTS = 1_000_000
 
 # Of objects that are compared with the cache: a statement for a few thousand costs little more than for one thousand.
-GROUP_OBJECTS = 5_000
+GROUP_OBJECTS = 2_000
 
 # Each thread that stages holds a connection; the others wait for the store anyway. SQLite has one writer.
 WRITERS = 4
