@@ -93,6 +93,21 @@ def test_it_asks_as_boto3_asks() -> None:
     assert all(b"AWS4-HMAC-SHA256 Credential=a/" in request.headers["Authorization"] for request in asked)
 
 
+def test_the_token_of_a_session_is_sent_and_renewed_as_boto3_renews_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"ACCESS_KEY_ID": "from-role", "SECRET_ACCESS_KEY": "s", "SESSION_TOKEN": "first"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    store = S3Store("bucket", load_settings(s3_region="eu-central-1"))
+    asked = told(store, answer(["a"], "1"), answer(["b"]))
+    pages = store.pages("")
+
+    next(pages)
+    store._client._request_signer._credentials.token = "second"
+    next(pages)
+
+    assert [request.headers["X-Amz-Security-Token"] for request in asked] == [b"first", b"second"]
+    assert all(b"Credential=from-role/" in request.headers["Authorization"] for request in asked)
+
+
 # What goes wrong
 
 

@@ -12,7 +12,7 @@ from botocore.parsers import ResponseParserError
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tasks.storage import ImageObject
+from tasks.storage import ImageObject, listing_answers
 from tasks.storage.listing_answers import ListedPage, NoListing, _any, _usual, read_page
 from tests.list_answers import AWS, MOMENT, ODD_SHAPES, SHAPES, Shape, answer, as_boto3_reads_it
 
@@ -63,6 +63,12 @@ def test_the_usual_shapes_take_the_fast_road(name: str) -> None:
     body = answer([key for key in ODD_KEYS if key], "more", SHAPES[name])
 
     assert _usual(body) == _any(body) == as_boto3_reads_it(body)
+
+
+def test_the_slow_road_is_not_asked_where_the_fast_one_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing_answers, "_any", None)
+
+    assert [image.key for image in read_page(answer(["a"])).images] == ["a"]
 
 
 @pytest.mark.parametrize("name", ODD_SHAPES)
