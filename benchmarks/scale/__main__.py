@@ -26,7 +26,7 @@ from benchmarks.scale.comparing import MARKS, PREDICTIONS, STAGING, comparison_r
 from benchmarks.scale.ledger import Cache, remember, serving_cache
 from benchmarks.scale.listing import BOTOCORE, OURS, reader_rates
 from benchmarks.scale.store import BUCKET, SyntheticStore, serving_objects
-from benchmarks.scale.upserting import bytes_per_prediction, commit_rate, upsert_rates
+from benchmarks.scale.upserting import bytes_per_image, bytes_per_prediction, commit_rate, upsert_rates
 from benchmarks.verdict import MISSED, Target
 from tasks.cache.database import writing
 from tasks.cache.runs import RunKey, RunStart, open_run
@@ -100,6 +100,7 @@ def upsert_lines(cache: Cache, rounds: int) -> Iterator[Line]:
     commits = median(commit_rate(cache, 5) for _ in range(rounds))
     yield "  whole commits of 2,000 images, images/s", commits, None, "predictions, images, outcomes"
     sizes = bytes_per_prediction(cache)
+    yield "  bytes of an image row, indexes included", bytes_per_image(cache), None, ""
     parts = ", ".join(f"{name} {size:.1f}" for name, size in sizes.items() if name != "all")
     yield "bytes of a prediction, indexes included", sizes["all"], Target(230, 180, "at most", ""), parts
 

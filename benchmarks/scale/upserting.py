@@ -76,6 +76,13 @@ def bytes_per_prediction(cache: Cache) -> dict[str, float]:
     return {**{name: size / rows for name, size in parts.items()}, "all": whole / rows}
 
 
+def bytes_per_image(cache: Cache) -> float:
+    """Bytes of each row of `image`, with all its indexes; before anything was written to it but by the ledger."""
+    with writing(cache.engine) as connection:
+        query = "SELECT pg_total_relation_size('afterimage.image') / count(*)::float FROM afterimage.image"
+        return float(connection.execute(text(query)).scalar_one())
+
+
 def _write(cache: Cache, rows: list[bulk.Row]) -> int:
     with writing(cache.engine) as connection:
         made = bulk.write(connection, prediction, PREDICTION, rows, _new_ones)
