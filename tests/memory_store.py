@@ -35,10 +35,14 @@ class MemoryStore:
             with self._lock:
                 self.given += len(found)
                 self.names.add(threading.current_thread().name)
-            yield [ImageObject(key, f"etag {key}", len(key), MOMENT) for key in found]
+            yield [self.object(key) for key in found]
             if len(found) < self.page:
                 return
             after = found[-1]
+
+    def object(self, key: str) -> ImageObject:
+        """What is listed under a key."""
+        return ImageObject(key, f"etag {key}", len(key), MOMENT)
 
     def begins_after(self, prefix: str) -> bool:
         """See ObjectStore.begins_after."""
