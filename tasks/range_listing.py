@@ -13,10 +13,10 @@ import logging
 import threading
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Engine
@@ -29,7 +29,7 @@ from tasks.cache.ranges import Part
 from tasks.cache.runs import Staging
 from tasks.errors import TransientStorageError
 from tasks.listing import Page, Selection, can_be_stored
-from tasks.listing.splitting import is_in_byte_order, left, split_point
+from tasks.listing.splitting import FirstKey, cut_points, is_in_byte_order, left
 from tasks.storage.base import ImageObject, ObjectStore, Span
 
 log = logging.getLogger(__name__)
@@ -43,11 +43,18 @@ GROUP_OBJECTS = 2_000
 # Each thread that stages holds a connection; the others wait for the store anyway. SQLite has one writer.
 WRITERS = 4
 
+# Into so many more parts a range is cut at once, for as many who wait: the first cut takes most of the time.
+CUTS = 3
+
 SETTLE_SECONDS = 2.0
-PAUSE_SECONDS = (0.05, 2.0)
-"""How long a worker that finds nothing to do waits, at first and at most."""
+IDLE_SECONDS = 1.0
+"""How long a worker that finds nothing to do waits at most for the next page or cut here; others may have ended in between."""
 PATIENCE_SECONDS = 10.0
 """How long the end of the other workers is waited for when one has failed: a LIST may be tried again for minutes."""
+
+
+Cut = Callable[[int, str], Part | None]
+"""Cut a range, by its number, at a text; the upper half."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +102,13 @@ def plan_ranges(source: Source, count: int) -> list[int]:
     if not can_be_split(source.store, prefixes[0]):
         return []
     ranges.begin(source.engine, source.staging, [(Span(prefix), None) for prefix in prefixes])
-    numbers, waiting = list(range(len(prefixes))), deque(ranges.open_parts(source.engine, source.staging))
-    while waiting and len(numbers) < count:
-        part = waiting.popleft()
-        at = _where_to_cut(source, part)
-        upper = None if at is None else ranges.cut(source.engine, source.staging, part.number, at, None)
-        if upper is not None:
-            numbers.append(upper.number)
-            waiting += [replace(part, span=replace(part.span, until=at)), upper]
-    return numbers
+    engine, staging = source.engine, source.staging
+    cut = partial(ranges.cut, engine, staging)
+    while (missing := count - len(parts := ranges.open_parts(engine, staging))) > 0:
+        added = (_divide(part, missing, source.store.first_key, cut) for part in parts)
+        if not any(added):
+            break
+    return [part.number for part in parts]
 
 
 def list_range(source: Source, workers: int, number: int) -> tuple[int, int]:
@@ -149,8 +154,27 @@ def _stage(source: Source, objects: Sequence[ImageObject], covers: Span) -> None
         stage_page(source.engine, source.staging, page, source.write)
 
 
-def _where_to_cut(source: Source, part: Part) -> str | None:
-    return split_point(source.store.first_key, part.span.prefix, part.start, part.span.until)
+def _divide(part: Part, most: int, first_key: FirstKey, cut: Cut) -> int:
+    """Cut what a range still holds into at most so many more, which nobody holds yet; how many there are."""
+    pieces, made = [part], 0
+    for at in cut_points(first_key, part.span.prefix, part.start, part.span.until):
+        place = next((place for place, one in enumerate(pieces) if _may_hold(one.span, at)), None)
+        upper = None if place is None else cut(pieces[place].number, at)
+        if place is not None and upper is not None:  # Else others have cut it or come further meanwhile.
+            lower = replace(pieces[place], span=replace(pieces[place].span, until=at))
+            pieces[place : place + 1] = [lower, upper]
+            made += 1
+        if made == most:
+            break
+    return made
+
+
+def _may_hold(span: Span, at: str) -> bool:
+    return span.until is None or at < span.until
+
+
+class _Over(Exception):
+    """There is nothing left to share."""
 
 
 class _Workers:
@@ -163,6 +187,8 @@ class _Workers:
         self._errors: list[BaseException] = []
         self._writers = threading.BoundedSemaphore(1 if is_sqlite(source.engine) else WRITERS)
         self._lock = threading.Lock()
+        self._news = threading.Condition()
+        self._idle = 0
         self._busy: set[int] = set()
         """Ranges that one of these threads is about to cut, and those in which there was nothing more to cut."""
 
@@ -178,16 +204,18 @@ class _Workers:
             for thread in threads:
                 thread.start()
             self._wait(threads)
-            if not self._errors:
-                self._database(ranges.finish)
-        finally:
-            self._stop.set()
+            if self._errors:
+                raise self._errors[0]
+            self._database(ranges.finish)
+        except BaseException:
+            self._end()
             deadline = time.monotonic() + PATIENCE_SECONDS
             for thread in threads:
                 if thread.ident is not None:
                     thread.join(max(0.0, deadline - time.monotonic()))
-        if self._errors:
-            raise self._errors[0]
+            with suppress(Exception):  # The error that ended it is the one to raise.
+                self._database(ranges.settle)
+            raise
 
     def _wait(self, threads: Sequence[threading.Thread]) -> None:
         """Wait for their end, and tell the run's row now and then how far they are."""
@@ -196,30 +224,43 @@ class _Workers:
                 thread.join(SETTLE_SECONDS)
                 if thread.is_alive():
                     self._database(ranges.settle)
-        if self._errors:
-            self._stop.set()
-            with suppress(Exception):  # The error of the thread is the one to raise.
-                self._database(ranges.settle)
+
+    def _end(self) -> None:
+        self._stop.set()
+        with self._news:
+            self._news.notify_all()
+
+    def _tell(self) -> None:
+        """Wake somebody who waits for a range that he may take or cut."""
+        with self._news:
+            self._news.notify()
+
+    def _wait_for_news(self) -> None:
+        with self._news:
+            self._idle += 1
+            self._news.wait(IDLE_SECONDS)
+            self._idle -= 1
 
     def _work(self, first: int | None) -> None:
         holder = uuid.uuid4().hex
         try:
             part = None if first is None else self._database(ranges.take, holder, first, by_force=True)
-            pause, longest = PAUSE_SECONDS
             while not self._stop.is_set():
                 if part is not None:
                     self._list(part, holder)
-                    pause = PAUSE_SECONDS[0]
+                    self._tell()
                 parts = self._database(ranges.open_parts)
                 if not parts:
+                    self._end()
                     return
-                part = self._free(parts, holder) or self._half(parts, holder)
-                if part is None:
-                    self._stop.wait(pause)
-                    pause = min(longest, 2 * pause)
+                part = self._free(parts, holder)
+                if part is None and not self._cut(parts):
+                    self._wait_for_news()
+        except _Over:
+            return
         except BaseException as error:
             self._errors.append(error)
-            self._stop.set()
+            self._end()
         finally:
             with suppress(Exception):  # Then others wait for its lease to end.
                 self._database(ranges.release, holder)
@@ -232,8 +273,8 @@ class _Workers:
                     return taken
         return None
 
-    def _half(self, parts: Sequence[Part], holder: str) -> Part | None:
-        """The upper half of the range that seems to have most left. One whose first page is not there yet may be tiny."""
+    def _cut(self, parts: Sequence[Part]) -> bool:
+        """Cut the range that seems to have most left, for all who wait. One whose first page is not there yet may be tiny."""
         sizes = {
             part: left(part.span.prefix, part.span.after, part.last, part.span.until, part.objects)
             for part in parts
@@ -244,15 +285,22 @@ class _Workers:
                 if part.number in self._busy:
                     continue
                 self._busy.add(part.number)
-            at = _where_to_cut(self._source, part)
-            if at is None:
-                continue
-            with self._lock:
-                self._busy.discard(part.number)
-            upper: Part | None = self._database(ranges.cut, part.number, at, holder)
-            if upper is not None:
-                return upper
-        return None
+            if _divide(part, min(CUTS, 1 + self._idle), self._first_key, self._give):
+                with self._lock:
+                    self._busy.discard(part.number)
+                return True
+        return False
+
+    def _first_key(self, prefix: str, after: str | None) -> str | None:
+        if self._stop.is_set():  # All is listed, or somebody failed: nobody needs the cut any more.
+            raise _Over
+        return self._source.store.first_key(prefix, after)
+
+    def _give(self, number: int, at: str) -> Part | None:
+        upper: Part | None = self._database(ranges.cut, number, at)
+        if upper is not None:
+            self._tell()
+        return upper
 
     def _list(self, part: Part, holder: str) -> None:
         """Stage a range page by page, until its end or until somebody else has it."""
@@ -268,6 +316,7 @@ class _Workers:
                 if not self._stage(part, holder, waiting, is_last=False):
                     return
                 waiting = []
+                self._tell()
         self._stage(part, holder, waiting, is_last=True)
 
     def _stage(self, part: Part, holder: str, objects: list[ImageObject], *, is_last: bool) -> bool:

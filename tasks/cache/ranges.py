@@ -122,8 +122,8 @@ def stage_part(
 
 
 @repeated
-def cut(engine: Engine, staging: Staging, number: int, at: str, holder: str | None) -> Part | None:
-    """End a range at a key and give what lies behind it, up to its old end, to `holder`; None where it has passed that key."""
+def cut(engine: Engine, staging: Staging, number: int, at: str, holder: str | None = None) -> Part | None:
+    """End a range at a key, and make a new one of what lies behind it; None where it has come further than that."""
     with writing(engine) as connection:
         check_generation(connection, staging, shared=True)
         row = _locked(connection, staging, number)

@@ -5,7 +5,8 @@ Text is compared by code points, as Python does, which is the byte order of its 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 
 FirstKey = Callable[[str, str | None], str | None]
 """The first key under a prefix behind another one (None: of all); None where there is none. One LIST."""
@@ -68,58 +69,80 @@ class _Enough(Exception):
 
 
 class _Range:
-    """What lies under a prefix up to `high`, asked of the store at most PROBES times."""
+    """What lies under a prefix, asked of the store at most PROBES times, and nothing twice."""
 
-    def __init__(self, first_key: FirstKey, prefix: str, high: str | None) -> None:
-        self._first_key, self._prefix, self._high = first_key, prefix, high
+    def __init__(self, first_key: FirstKey, prefix: str) -> None:
+        self._first_key, self._prefix = first_key, prefix
+        self._told: list[tuple[str, str | None]] = []
         self._asked = 0
 
-    def first(self, after: str | None) -> str | None:
-        """The first key behind another one, None where the range has none."""
+    def first(self, after: str | None, until: str | None) -> str | None:
+        """The first key behind one and up to another, None where there is none."""
+        found = self._first(after)
+        return None if found is None or (until is not None and found > until) else found
+
+    def _first(self, after: str | None) -> str | None:
+        # Between a text and the first key behind it there is nothing: that answers for all texts in there.
+        for place, key in self._told:
+            if after is not None and place <= after and (key is None or after < key):
+                return key
         if self._asked == PROBES:
             raise _Enough
         self._asked += 1
         found = self._first_key(self._prefix, after)
-        return None if found is None or (self._high is not None and found > self._high) else found
+        self._told.append((self._prefix if after is None else after, found))
+        return found
 
-    def shared(self, key: str) -> int:
-        """How many characters of a key all keys of the range behind it have too."""
-        known = len(self._prefix) if self._high is None else _alike(key, self._high)
-        beyond = max(known, len(key)) + 1
+    def cut(self, key: str, until: str | None) -> tuple[str, str] | None:
+        """A text between a key of the range and `until`, and the first key behind it; None where no key is left there.
+
+        Keys have much in common: how many characters all of them share is found out first, by halving.
+        """
+        known, beyond = len(self._prefix) if until is None else _alike(key, until), len(key) + 1
         while beyond - known > 1:
             length = (known + beyond) // 2
-            if self.first(key[:length] + _LAST) is None:
+            if self.first(key[:length] + _LAST, until) is None:
                 known = length
             else:
                 beyond = length
-        return known
+        end = key[:known] + _LAST
+        bound = end if until is None else min(end, until)
+        while (at := middle(key, bound)) is not None:
+            found = self.first(at, bound)
+            if found is not None:
+                return at, found
+            bound = at
+        return None
+
+
+def cut_points(first_key: FirstKey, prefix: str, low: str | None, high: str | None) -> Iterator[str]:
+    """Texts that cut the keys of (low, high] under a prefix, so that there is a key between any two and on both sides of all.
+
+    `low` None stands for the first key of the prefix, `high` None for the last one. The first of them cuts the whole, the next
+    ones the halves, and so on as long as somebody takes more: it costs about eight questions, each further one about two. They
+    end after PROBES questions. At least two keys stay below the first cut: one alone is often the marker of a folder. Where the
+    parts are not of one size whoever is done sooner cuts again. Nothing is cut behind a key that is nearly as long as may be.
+    """
+    keys = _Range(first_key, prefix)
+    try:
+        near = keys.first(low, high)
+        near = None if near is None else keys.first(near, high)
+        if near is None or len(near.encode()) > MAX_KEY_BYTES - len(_LAST.encode()):
+            return
+        parts: deque[tuple[str, str | None]] = deque([(near, high)])
+        while parts:
+            key, until = parts.popleft()
+            found = keys.cut(key, until)
+            if found is not None:
+                yield found[0]
+                parts += [(key, found[0]), (found[1], until)]
+    except _Enough:
+        return
 
 
 def split_point(first_key: FirstKey, prefix: str, low: str | None, high: str | None) -> str | None:
-    """A text that cuts the keys of (low, high] under a prefix in two, so that there are keys on both sides; None without one.
-
-    `low` None stands for the first key of the prefix, `high` None for the last one. At least two keys stay on the lower side: one
-    alone is often the marker of a folder. Where the halves are not of one size whoever is done sooner cuts again. Nothing is cut
-    behind a key that is nearly as long as keys may be.
-    """
-    keys = _Range(first_key, prefix, high)
-    known = None
-    try:
-        near = keys.first(low)
-        near = None if near is None else keys.first(near)
-        if near is None or len(near.encode()) > MAX_KEY_BYTES - len(_LAST.encode()):
-            return None
-        shared = keys.shared(near)
-        end = near[:shared] + _LAST
-        known = near[: shared + 1] + _LAST if shared < len(near) else None
-        bound = end if high is None else min(end, high)
-        while (at := middle(near, bound)) is not None:
-            if keys.first(at) is not None:
-                return at
-            bound = at
-    except _Enough:
-        pass
-    return known
+    """The first of the cut_points; None where there is none."""
+    return next(cut_points(first_key, prefix, low, high), None)
 
 
 def is_in_byte_order(first_key: FirstKey, prefix: str) -> bool:
