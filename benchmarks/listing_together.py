@@ -61,7 +61,7 @@ class MadeUp:
         """It does."""
         return True
 
-    def first_key(self, prefix: str, after: str | None) -> str | None:
+    def first_key(self, prefix: str, after: str | None = None) -> str | None:
         """See ObjectStore.first_key."""
         self._ask()
         number = self._behind(after)

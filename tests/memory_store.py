@@ -48,7 +48,7 @@ class MemoryStore:
         """See ObjectStore.begins_after."""
         return self.is_ordered
 
-    def first_key(self, prefix: str, after: str | None) -> str | None:
+    def first_key(self, prefix: str, after: str | None = None) -> str | None:
         """See ObjectStore.first_key."""
         return next(iter(self._list(prefix, after, 1)), None)
 

@@ -14,6 +14,7 @@ from tasks.cache.database import connect, is_sqlite, writing
 from tasks.storage import s3
 from tasks.storage.s3 import S3Store
 from tests.faults.fake_s3.control import FakeS3, serving_fake_s3
+from tests.pictures import write_small_bundle
 from tests.runner import Runner
 
 KEYS = 3_000
@@ -26,6 +27,15 @@ def fake() -> Iterator[FakeS3]:
         yield found
 
 
+MODEL: list[str] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def model(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A large listing is compared with the predictions of a model: one that has none here."""
+    MODEL[:] = [str(write_small_bundle(tmp_path_factory.mktemp("bundle") / "model"))]
+
+
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch, fake: FakeS3) -> None:
     monkeypatch.setattr(s3, "PAGE_OBJECTS", PAGE)
@@ -35,7 +45,7 @@ def small(monkeypatch: pytest.MonkeyPatch, fake: FakeS3) -> None:
 
 def runner_of(fake: FakeS3, url: str, bucket: str = f"keys-{KEYS}", **table: Any) -> Runner:
     given = {"include": ("*.png",), "exclude": ("*7.png",), **table}
-    return Runner(Path("unused"), url, dict(fake.settings), images=f"s3://{bucket}/", model="unused", **given)
+    return Runner(Path("unused"), url, dict(fake.settings), images=f"s3://{bucket}/", model=MODEL[0], **given)
 
 
 def staged(runner: Runner) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Predictions for a billion rows: a partition for each model in PostgreSQL, and 112 bytes a row in place of some 400 (with indexes 222 of 590).
+"""Predictions for a billion rows: a partition for each model in PostgreSQL, and 112 bytes a row.
 
 Labels are numbers, scores are of single precision, and the entries after the best one are packed (tasks/cache/packing.py). The
 views show what they showed. In PostgreSQL predictions are copied in short transactions while runs and readers go on; only what
