@@ -165,5 +165,7 @@ FAULTS: dict[str, Fault] = {
     "empty_page": _empty_page,
     "backwards": _backwards,
     "changes": lambda answer, *_: answer,
+    "deaf": lambda answer, *_: answer,
 }
-"""`cut` is short and says so; `short` breaks off. `changes` gives the right answer, and what its rule changes comes after it."""
+"""`cut` is short and says so; `short` breaks off. `changes` gives the right answer, and what its rule changes comes after it.
+`deaf` is right, of a listing that was not told where to begin."""
