@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 import threading
 import time
+import tracemalloc
 import uuid
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event, func, select, update
+from sqlalchemy import Engine, event, func, select
 
 from tasks import range_listing
 from tasks.cache import erasing, ranges
-from tasks.cache.database import connect, is_sqlite, reading, writing
+from tasks.cache.database import connect, is_sqlite, reading
+from tasks.cache.migrating import migrate
 from tasks.cache.runs import RunKey, RunStart, Staging, open_run
 from tasks.cache.schema import listing_range, run, work_item
 from tasks.errors import AccessDenied, ListingIncomplete, StaleGeneration, TransientStorageError
 from tasks.listing import KeyFilter, Selection
-from tasks.listing.splitting import split_point
 from tasks.location import parse_location
 from tasks.range_listing import Source, list_all, list_range, plan_ranges
 from tasks.storage.base import ImageObject, Span
 from tasks.window import EVERYTHING, Window
-from tests.conftest import SEED
 from tests.database_roles import as_owner
 from tests.memory_store import MOMENT, MemoryStore
 from tests.property.values import ODD_KEYS
@@ -202,74 +202,6 @@ def test_a_range_whose_holder_died_without_a_word_is_taken_after_its_lease_or_by
     assert (late, staged(source)) == (False, []), "it is not his any more"
 
 
-def test_whatever_workers_do_in_whatever_order_each_key_is_staged_once(engine: Engine) -> None:
-    """Pages that are under way while their range is cut, workers that die with a page in hand, tasks that come again."""
-    for number in range(3):
-        _work_at_random(engine, random.Random(f"{SEED} {number}"))
-
-
-def _work_at_random(engine: Engine, chance: random.Random) -> None:
-    workers = chance.randint(2, 4)
-    keys = chance.sample(CAMERAS, 80) + chance.sample(DAYS, 60)
-    store = MemoryStore(keys, page=chance.randint(3, 9))
-    source = source_of(engine, store)
-    plan_ranges(source, chance.randint(1, 3))
-    hands: dict[int, tuple[str, ranges.Part, list[ImageObject]]] = {}
-    for _ in range(150):
-        parts = ranges.open_parts(engine, source.staging)
-        if not parts:
-            break
-        _one_step(source, store, hands, parts, chance, chance.randrange(workers))
-    list_range(source, 2, 0) if parts and not hands else _drain(source, hands)
-    wanted = sorted(key for key in keys if key.endswith(".jpg"))
-    assert [key for key, _, _ in staged(source)] == wanted
-    assert ranges.listed_so_far(engine, source.staging) == (len(wanted), len(set(keys)) - len(wanted))
-
-
-def _one_step(
-    source: Source,
-    store: MemoryStore,
-    hands: dict[int, tuple[str, ranges.Part, list[ImageObject]]],
-    parts: list[ranges.Part],
-    chance: random.Random,
-    worker: int,
-) -> None:
-    """A worker stages the page in his hands, dies with it, cuts another one's range, or takes a range and lists a page of it."""
-    held = hands.pop(worker, None)
-    if held is not None and chance.random() < 0.85:
-        _put(source, store, held)
-        return
-    if held is not None:
-        return  # Dead; his range stays his until somebody takes it by force.
-    part, holder = chance.choice(parts), uuid.uuid4().hex
-    at = split_point(store.first_key, "raw/", part.start, part.span.until) if chance.random() < 0.5 else None
-    mine = (
-        ranges.take(source.engine, source.staging, holder, part.number, by_force=chance.random() < 0.4)
-        if at is None
-        else ranges.cut(source.engine, source.staging, part.number, at, holder)
-    )
-    if mine is not None:
-        hands[worker] = (holder, mine, next(store.pages("raw/", mine.start)))
-
-
-def _put(source: Source, store: MemoryStore, held: tuple[str, ranges.Part, list[ImageObject]]) -> None:
-    holder, part, objects = held
-    is_last = len(objects) < store.page
-    ranges.stage_part(
-        source.engine, source.staging, holder, part.number, objects, source.selection.page, is_last=is_last
-    )
-
-
-def _drain(source: Source, hands: dict[int, Any]) -> None:
-    """The rest, while late workers still hold pages of it; then these come with them."""
-    with writing(source.engine) as connection:
-        connection.execute(update(listing_range).values(holder=None))
-    late = list(hands.values())
-    list_range(source, 3, 0)
-    for held in late:
-        _put(source, source.store, held)  # type: ignore[arg-type]
-
-
 def test_an_error_of_one_ends_the_others_soon_and_is_the_one_that_is_raised(engine: Engine) -> None:
     store = MemoryStore([f"raw/{number:06}.jpg" for number in range(20_000)], page=10, seconds=0.01)
     source = source_of(engine, store)
@@ -345,6 +277,23 @@ def test_the_connections_are_few_however_many_list(database_url: str) -> None:
     assert list_all(source, 32, is_large=True) == (1_200, 0)
     assert most <= (1 if is_sqlite(engine) else range_listing.WRITERS)
     engine.dispose()
+
+
+def test_memory_does_not_grow_with_the_bucket(tmp_path: Path) -> None:
+    def peak(count: int) -> int:
+        engine = connect(f"sqlite:///{tmp_path / f'{count}.db'}")
+        migrate(engine)
+        source = source_of(engine, MemoryStore([f"raw/{number:06}.jpg" for number in range(count)], page=200))
+        tracemalloc.start()
+        assert list_all(source, 4, is_large=True) == (count, 0)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        engine.dispose()
+        return most
+
+    peak(1_000)
+    small, large = peak(4_000), peak(24_000)
+    assert large < 1.5 * small, f"{small:,} bytes for 4,000 keys, {large:,} for 24,000"
 
 
 def test_pages_say_which_keys_they_speak_for_and_leave_none_out(engine: Engine) -> None:

@@ -12,7 +12,6 @@ from sqlalchemy import text
 from tasks import range_listing, road
 from tasks.cache.database import connect, is_sqlite, writing
 from tasks.storage import s3
-from tasks.storage.s3 import S3Store
 from tests.faults.fake_s3.control import FakeS3, serving_fake_s3
 from tests.pictures import write_small_bundle
 from tests.runner import Runner
@@ -123,18 +122,10 @@ def test_a_run_before_that_was_large_is_one_over_this_prefix_that_ended_well(
     assert seen[-1] is False
 
 
-def test_a_store_that_ignores_where_to_begin_is_found_out(
-    tmp_path: Path, fake: FakeS3, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    page = S3Store._page
-    asked: list[dict[str, Any]] = []
-
-    def deaf(self: S3Store, prefix: str, start: dict[str, Any]) -> Any:
-        asked.append(start)
-        return page(self, prefix, {name: value for name, value in start.items() if name != "StartAfter"})
-
-    monkeypatch.setattr(S3Store, "_page", deaf)
+def test_a_store_that_ignores_where_to_begin_is_found_out(tmp_path: Path, fake: FakeS3) -> None:
+    """It is listed page by page, and asked a few questions and no further one."""
+    rule = fake.strike("ignores_start", operation="list")
     runner = runner_of(fake, f"sqlite:///{tmp_path / 'cache.db'}")
     counts = road.list_images(runner.request(), runner.settings)
     assert counts["listed"] + counts["ignored"] == KEYS == len(staged(runner)) + counts["ignored"]
-    assert sum("StartAfter" in start for start in asked) == 1, "one question, and no further one"
+    assert fake.struck(rule) - KEYS // PAGE in range(1, 5)
