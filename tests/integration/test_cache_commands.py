@@ -1,0 +1,105 @@
+"""`./afterimage cache`: what it prints, when it refuses, and that nothing goes without --yes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.command_line import exit_code
+from tests.pictures import picture, write_pictures, write_small_bundle
+from tests.runner import Runner
+
+Command = Callable[..., tuple[object, str, str]]
+
+
+@pytest.fixture
+def runner(home: Path, tmp_path: Path) -> Runner:
+    """Six images, predicted by two models, and one of them overwritten; over SQLite."""
+    images = tmp_path / "images"
+    write_pictures(images, 6)
+    database = f"sqlite:///{tmp_path / 'cache.db'}"
+    runners = [
+        Runner(home, database, images=str(images), model=str(write_small_bundle(tmp_path / name, seed=seed, name=name)))
+        for seed, name in enumerate(("before", "now"))
+    ]
+    for one in runners:
+        one.run()
+    (images / "00003.png").write_bytes(picture(99))
+    runners[1].run()
+    return runners[1]
+
+
+@pytest.fixture
+def command(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Command:
+    """Runs `./afterimage cache`; its exit code, standard output and standard error."""
+    monkeypatch.setenv("AFTERIMAGE_DATABASE", runner.settings.database_url)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[object, str, str]:
+        code = exit_code(monkeypatch, ["cache", *arguments])
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
+
+
+def test_stats_print_a_table_and_json(command: Command) -> None:
+    code, out, _ = command("stats")
+    words = " ".join(out.split())
+    assert code == 0
+    assert "prediction 13" in words
+    assert "now 1" in words
+    assert "Images: 6 there, 0 deleted. Orphans, predictions whose digest no image has: 2." in words
+    facts = json.loads(command("stats", "--json")[1])
+    assert facts["orphans"] == {"rows": 2, "exact": True}
+    assert [(one["name"], one["rows"], one["pipelines"]) for one in facts["models"]] == [
+        ("before", 6, []),
+        ("now", 7, ["test"]),
+    ]
+    assert {one["table"]: one["rows"] for one in facts["tables"]}["prediction"] == 13
+
+
+def test_nothing_goes_without_yes(command: Command, runner: Runner) -> None:
+    code, out, _ = command("prune", "--orphans", "--older-than-days", "0")
+    assert code == 0
+    words = " ".join(out.split())
+    assert "old predictions 6 0 orphaned predictions 1 0" in words
+    assert "prediction 13 7 6" in words
+    assert "dry run" in words
+    assert len(runner.rows("SELECT * FROM prediction")) == 13
+    code, out, _ = command("prune", "--orphans", "--older-than-days", "0", "--yes")
+    assert code == 0
+    assert "prediction 13 - 7 +0 = 6" in " ".join(out.split())
+    assert len(runner.rows("SELECT * FROM prediction")) == 6
+    facts = json.loads(command("prune", "--orphans", "--json", "--yes")[1])
+    assert facts["steps"] == [{"what": "orphaned predictions", "table": "prediction", "found": 0, "removed": 0}]
+    assert facts["tables"][1] == {"table": "prediction", "before": 6, "removed": 0, "others": 0, "after": 6}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ((), "say what is to go"),
+        (("--yes",), "say what is to go"),
+        (("--vanished-days", "-1"), "x>=0"),
+        (("--older-than-days", "nan"), "not a valid int"),
+        (("--model", "now@1", "--yes"), "current one of test"),
+        (("--model", "a\0b", "--yes"), "no text in UTF-8"),
+        (("--model", "'; DROP TABLE prediction; --", "--yes"), "knows no model"),
+    ],
+)
+def test_what_is_refused(command: Command, runner: Runner, arguments: tuple[str, ...], told: str) -> None:
+    code, _, err = command("prune", *arguments)
+    assert code == 2
+    assert told in " ".join(err.replace("│", "").split())
+    assert len(runner.rows("SELECT * FROM prediction")) == 13
+
+
+def test_a_span_of_more_days_than_there_are_names_nothing(command: Command) -> None:
+    assert "would go" in command("prune", "--vanished-days", "9" * 30)[1]
