@@ -36,5 +36,5 @@ def _check(connection: Connection, doing: str) -> None:
     if not owner:
         raise ConfigurationError(
             f"The role {connection.engine.url.username} may not {doing}. Give the command again as the owner of the cache: "
-            "--database with the URL that ./afterimage migrate is run with."
+            "--database with the URL that ./afterimage migrate is run with; in Airflow, as the Connection afterimage_owner."
         )

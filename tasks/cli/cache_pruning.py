@@ -43,7 +43,7 @@ def prune(
     engine = cache_of(database)
     pruned = pruning.prune(engine, asked) if yes else pruning.look(engine, asked)
     if as_json:
-        typer.echo(tables.to_json(facts(pruned)))
+        typer.echo(tables.to_json(pruned.plain()))
     else:
         _tell(pruned)
 
@@ -54,15 +54,6 @@ def _checked(model: str | None) -> str | None:
             f"--model {model!r} is no text in UTF-8 without NUL, so no model is called so: correct it"
         )
     return model
-
-
-def facts(pruned: Pruned) -> dict[str, object]:
-    """What --json prints."""
-    return {
-        "dry_run": pruned.dry_run,
-        "steps": [asdict(step) for step in pruned.steps],
-        "tables": [asdict(change) for change in pruned.changes],
-    }
 
 
 def _tell(pruned: Pruned) -> None:

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -76,6 +76,19 @@ class Pruned:
     dry_run: bool
     steps: Sequence[Step]
     changes: Sequence[Change]
+
+    def plain(self) -> dict[str, Any]:
+        """For a program."""
+        steps, changes = [asdict(step) for step in self.steps], [asdict(change) for change in self.changes]
+        return {"dry_run": self.dry_run, "steps": steps, "tables": changes}
+
+    def lines(self) -> Iterator[str]:
+        """For a log."""
+        for step in self.steps:
+            told = "would go" if self.dry_run else f"found, {step.removed:,} removed"
+            yield f"{step.what}: {step.found:,} {told}"
+        for one in self.changes:
+            yield f"{one.table}: {one.before:,} - {one.removed:,} + {one.others:,} by others = {one.after:,} rows"
 
 
 def look(engine: Engine, asked: Retention) -> Pruned:

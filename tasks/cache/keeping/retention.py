@@ -10,6 +10,7 @@ from sqlalchemy import ColumnElement, CompoundSelect, Connection, Select, and_, 
 from tasks.cache.runs import ABANDONED, RUNNING, now
 from tasks.cache.schema import image, model, pipeline, prediction, run
 from tasks.errors import ConfigurationError
+from tasks.settings import Settings
 
 # As much of a model_id as tables of the command line show.
 SHOWN_DIGITS = 12
@@ -33,6 +34,11 @@ class Retention:
     def asks_for_something(self) -> bool:
         """Whether any rule is given."""
         return self != Retention()
+
+
+def retention_of(settings: Settings) -> Retention:
+    """What an installation does not keep, by its environment."""
+    return Retention(settings.keep_vanished_days, settings.keep_predictions_days, None, settings.prune_orphans)
 
 
 @dataclass(frozen=True, slots=True)
