@@ -98,7 +98,7 @@ def test_what_the_installation_does_not_keep_goes_and_is_counted_before_and_afte
     ]
     assert rows("SELECT count(*) AS n FROM prediction") == [{"n": 4}]
 
-    run = dags["maintain_cache"].test(logical_date=DAY.replace(day=5))
+    run = dags["maintain_cache"].test(logical_date=DAY.replace(day=5), run_conf={"dry_run": False})
     assert str(run.state) == "success"
     assert result(run, "prune")["tables"][1] == {
         "table": "prediction",
@@ -111,15 +111,16 @@ def test_what_the_installation_does_not_keep_goes_and_is_counted_before_and_afte
 
 
 def test_in_postgresql_the_owners_connection_prunes_and_without_it_the_error_says_so(
-    dags: dict[str, Any], rows: Any, twice: Any, postgres_url: str, monkeypatch: pytest.MonkeyPatch, caplog: Any
+    dags: dict[str, Any], rows: Any, twice: Any, postgres_url: str, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
     monkeypatch.setenv("AFTERIMAGE_DATABASE", postgres_url)
     monkeypatch.setenv("AFTERIMAGE_PRUNE_ORPHANS", "true")
     twice()
     refused = dags["maintain_cache"].test(logical_date=DAY.replace(day=6))
     assert str(refused.state) == "failed"
-    assert "may not prune" in caplog.text
-    assert "Connection afterimage_owner" in caplog.text
+    printed = "".join(capfd.readouterr())
+    assert "may not prune" in printed
+    assert "Connection afterimage_owner" in printed
     monkeypatch.setenv("AIRFLOW_CONN_AFTERIMAGE_OWNER", as_owner(postgres_url))
     run = dags["maintain_cache"].test(logical_date=DAY.replace(day=7))
     assert str(run.state) == "success"
