@@ -147,6 +147,10 @@ def test_a_model_goes_as_a_whole_its_history_stays_and_it_may_come_back(make: Ma
     after = counts(make())
     assert after == {**before, "prediction": 8}, "model, runs and sums stay"
     assert of_model(make(), "small-0") == []
+    if not make().settings.database_url.startswith("sqlite"):
+        assert make().rows("SELECT to_regclass('prediction_1') AS one, to_regclass('prediction_2') IS NULL AS two") == [
+            {"one": None, "two": False}
+        ]
     assert len(stats(owner_of(make())).models) == 2
     assert outcomes(make(0).run()) == {"predicted": 8}
     assert of_model(make(), "small-0") == first
@@ -259,11 +263,17 @@ def test_who_waits_for_a_lock_does_so_for_a_while(
         pytest.skip("SQLite has one writer, and a busy time-out")
     from tasks.cache.blocking import hold_off_erasing
 
-    make().run()
+    make(0).run()
+    make(1).run()
     change(make(), "UPDATE image SET deleted_at = '2000-01-01 00:00:00+00'")
     monkeypatch.setattr(pruning, "LOCK_SECONDS", 1)
     monkeypatch.setattr(pruning, "PAUSES_SECONDS", (0.1,))
     engine = owner_of(make())
+    with reading(connect(database_url)) as connection:
+        connection.execute(text("SELECT count(*) FROM afterimage.prediction"))
+        with pytest.raises(DatabaseUnavailable, match="somebody who reads for long"):
+            pruning.prune(engine, Retention(model="small-0@1"))
+    assert removed(prune(make(), model="small-0@1")) == {pruning.DROPPED: 8}
     with writing(connect(database_url)) as connection:
         hold_off_erasing(connection)
         with pytest.raises(DatabaseUnavailable, match="give the command again"):

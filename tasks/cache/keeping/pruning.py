@@ -22,6 +22,7 @@ from tasks.cache import blocking
 from tasks.cache.database import is_sqlite, reading, repeated, writing
 from tasks.cache.keeping import retention
 from tasks.cache.keeping.counting import count
+from tasks.cache.keeping.dropping import drop_partition
 from tasks.cache.keeping.retention import Going, Retention
 from tasks.cache.owning import check_owner
 from tasks.cache.schema import SCHEMA, image, prediction, source
@@ -109,7 +110,8 @@ def prune(engine: Engine, asked: Retention, gone: Gone = lambda _digests: None) 
     with _snapshot(engine) as connection:
         going = retention.going_of(connection, asked)
         before = _look(connection, going)
-    removed = {VANISHED: _prune_images(engine, going), DROPPED: _drop(engine, going)}
+    removed = {VANISHED: _prune_images(engine, going)}
+    removed[DROPPED] = _drop(engine, going, next((step.found for step in before.steps if step.what == DROPPED), 0))
     removed[OLD] = _prune_old(engine, going)
     removed[ORPHANS] = _prune_orphans(engine, going, gone)
     with _snapshot(engine) as connection:
@@ -163,11 +165,16 @@ def _prune_images(engine: Engine, going: Going) -> int:
     return sum(_prune_rows(engine, one) for one in rows)
 
 
-def _drop(engine: Engine, going: Going) -> int:
-    if going.model_no is None:
+def _drop(engine: Engine, going: Going, found: int) -> int:
+    """How many predictions went with a model; nobody has written any since they were found."""
+    number = going.model_no
+    if number is None:
         return 0
-    rows = _predictions(going.model_no, retention.dropped(going))
-    return _prune_rows(engine, rows, lambda connection: retention.check_unused(connection, going.model_no or 0))
+    if not is_sqlite(engine):
+        apart_from_commits(engine, partial(drop_partition, model_no=number))
+        return found
+    rows = _predictions(number, retention.dropped(going))
+    return _prune_rows(engine, rows, lambda connection: retention.check_unused(connection, number))
 
 
 def _prune_old(engine: Engine, going: Going) -> int:
