@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from tasks.cli.cache_archives import export, import_predictions
 from tasks.cli.cache_pruning import prune
 from tasks.cli.cache_stats import stats
 
@@ -12,5 +13,6 @@ cache = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (stats, prune):
+for command in (stats, prune, export):
     cache.command()(command)
+cache.command("import")(import_predictions)

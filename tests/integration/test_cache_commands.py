@@ -101,3 +101,26 @@ def test_what_is_refused(command: Command, runner: Runner) -> None:
 
 def test_a_span_of_more_days_than_there_are_names_nothing(command: Command) -> None:
     assert "would go" in command("prune", "--vanished-days", "9" * 30)[1]
+
+
+def test_predictions_go_out_and_come_in(command: Command, runner: Runner, tmp_path: Path) -> None:
+    code, out, _ = command("export", "all.parquet", "--model", "before@1")
+    assert (code, out.startswith("6 predictions of 1 models in all.parquet")) == (0, True)
+    facts = json.loads(command("export", "all.parquet", "--json")[1])
+    assert facts == {"rows": 13, "models": 2, "bytes": (tmp_path / "all.parquet").stat().st_size}
+    assert command("import", "all.parquet")[1] == "13 read = 0 inserted + 13 already there, of 2 models.\n"
+    other = f"sqlite:///{tmp_path / 'other.db'}"
+    facts = json.loads(command("import", "all.parquet", "--database", other, "--json")[1])
+    assert facts == {"read": 13, "inserted": 13, "there": 0, "blocked": 0, "models": 2}
+    refused = [
+        (("export", "some.parquet", "--since", "yesterday"), "yesterday"),
+        (("export", "some.parquet", "--pipeline", "a\0b"), "no text in UTF-8"),
+        (("export", "some.parquet", "--pipeline", "'; DROP TABLE image; --"), "knows no pipeline"),
+        (("export", "nowhere/some.parquet"), "cannot be written"),
+        (("import", "nothing.parquet"), "cannot be read as an export"),
+        (("import", "cache.db"), "cannot be read as an export"),
+    ]
+    for arguments, told in refused:
+        code, _, err = command(*arguments)
+        assert (code, told in " ".join(err.replace("│", "").split())) == (2, True), err
+    assert not (tmp_path / "some.parquet").exists()
