@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from pyarrow import parquet
 
 BATCH_ROWS = 10_000
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 # Microseconds from 1970 to the years 2000 and 2100.
 _MOMENTS = (946_684_800e6, 4_102_444_800e6)
@@ -104,21 +106,20 @@ class _Rows:
     """Predictions of one model, each value within its bounds. Raises ValueError, which says what is not."""
 
     def __init__(self, batch: pyarrow.RecordBatch, model: KeptModel) -> None:
+        import pyarrow.compute as pc
+
         for name in IMPORTED:
             _require(name == "cascade_stage" or batch.column(name).null_count == 0, f"{name} is missing")
         self._batch = batch
-        self._digests: list[bytes] = batch.column("digest").to_pylist()
-        _require(len(set(self._digests)) == len(self._digests), "a digest stands twice")
+        _require(len(pc.unique(batch.column("digest"))) == len(batch), "a digest stands twice")
         self._indices, self._scores = self._numbers("label_index"), self._numbers("score")
         for name, most in (("score", 1.0), ("margin", 1.0), ("entropy", MOST_ENTROPY)):
             _require(bool(_within(self._numbers(name), 0.0, most).all()), f"{name} is not between 0 and {most:g}")
         self._check_names("label", self._indices, batch.column("label"), model)
         self._read_entries(model)
-        self._stages: list[int | None] = batch.column("cascade_stage").to_pylist()
         self._check_stages(model)
-        since = batch.column("predicted_at").cast("int64").to_numpy()
-        _require(bool(_within(since, *_MOMENTS).all()), "predicted_at is no moment of a prediction")
-        self._moments: list[datetime] = batch.column("predicted_at").to_pylist()
+        self._since = batch.column("predicted_at").cast("int64").to_numpy()
+        _require(bool(_within(self._since, *_MOMENTS).all()), "predicted_at is no moment of a prediction")
 
     def _numbers(self, name: str) -> NDArray[Any]:
         found: NDArray[Any] = self._batch.column(name).to_numpy(zero_copy_only=False)
@@ -159,16 +160,29 @@ class _Rows:
         self._more, self._their_scores = np.delete(every, first), np.delete(every_score, first)
 
     def _check_stages(self, model: KeptModel) -> None:
+        import pyarrow.compute as pc
+
+        found = pc.min_max(self._batch.column("cascade_stage")).as_py()
         known = range(1, min(MOST_STAGES, len(model.spec.get("stages", ()))) + 1)
-        _require(all(stage is None or stage in known for stage in self._stages), "cascade_stage is none of the model")
+        fits = found["min"] is None or (found["min"] in known and found["max"] in known)
+        _require(fits, "cascade_stage is none of the model")
 
     def for_the_cache(self, model_no: int) -> list[tuple[Any, ...]]:
         """As restore() takes them."""
-        packed = pack_all(self._counts, self._more, self._their_scores, self._stages)
+        stages = self._batch.column("cascade_stage").to_pylist()
+        packed = pack_all(self._counts, self._more, self._their_scores, stages)
         names = ("label_index", "score", "margin", "entropy")
         numbers = zip(*(self._numbers(name).tolist() for name in names), strict=True)
-        rows = zip(self._digests, numbers, packed, self._moments, strict=True)
+        rows = zip(self._batch.column("digest").to_pylist(), numbers, packed, self._moments(), strict=True)
         return [archive.restored_row(model_no, *row) for row in rows]
+
+    def _moments(self) -> list[datetime]:
+        """A commit gives all of its rows one moment, so there are few."""
+        import numpy as np
+
+        different, places = np.unique(self._since, return_inverse=True)
+        moments = [_EPOCH + timedelta(microseconds=one) for one in different.tolist()]
+        return [moments[place] for place in places.tolist()]
 
 
 def _within(values: NDArray[Any], least: float, most: float) -> NDArray[np.bool_]:

@@ -135,7 +135,7 @@ def _span(connection: Connection, model_no: int) -> tuple[datetime | None, datet
     if is_sqlite(connection):
         return None, None
     query = text(
-        "SELECT min(moment), max(moment) FROM pg_stats, "
+        "SELECT min(moment) AS oldest, max(moment) AS newest FROM pg_stats, "
         "unnest(coalesce(histogram_bounds::text::timestamptz[], '{}') || coalesce(most_common_vals::text::timestamptz[], '{}')) "
         "AS moment WHERE schemaname = :schema AND tablename = 'prediction_' || :number AND attname = 'predicted_at'"
     ).columns(oldest=Moment, newest=Moment)
