@@ -38,6 +38,7 @@ def command(
 ) -> Command:
     """Runs `./afterimage cache`; its exit code, standard output and standard error."""
     monkeypatch.setenv("AFTERIMAGE_DATABASE", runner.settings.database_url)
+    monkeypatch.setenv("AFTERIMAGE_PIPELINES", str(tmp_path / "pipelines.toml"))
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(tmp_path)
 
@@ -80,6 +81,28 @@ def test_nothing_goes_without_yes(command: Command, runner: Runner) -> None:
     facts = json.loads(command("prune", "--orphans", "--json", "--yes")[1])
     assert facts["steps"] == [{"what": "orphaned predictions", "table": "prediction", "found": 0, "removed": 0}]
     assert facts["tables"][1] == {"table": "prediction", "before": 6, "removed": 0, "others": 0, "after": 6}
+
+
+def test_thumbnails_of_orphans_go_where_they_are_asked_for(
+    command: Command, tmp_path: Path, runner: Runner, home: Path
+) -> None:
+    table = {
+        "images": str(tmp_path / "images"),
+        "model": str(tmp_path / "now"),
+        "thumbnails": str(tmp_path / "thumbnails"),
+    }
+    lines = "\n".join(f'{key} = "{value}"' for key, value in table.items())
+    (tmp_path / "pipelines.toml").write_text(f"[photos]\n{lines}\n")
+    Runner(home, runner.settings.database_url, **table).run(force=True)
+    before = {path.name for path in (tmp_path / "thumbnails").rglob("*.jpg")}
+    (tmp_path / "images" / "00004.png").write_bytes(picture(98))
+    Runner(home, runner.settings.database_url, **table).run()
+    assert "belongs to --orphans" in command("prune", "--older-than-days", "9", "--thumbnails")[2]
+    assert json.loads(command("prune", "--orphans", "--thumbnails", "--json")[1])["thumbnails"] == 0
+    facts = json.loads(command("prune", "--orphans", "--thumbnails", "--yes", "--json")[1])
+    assert facts["thumbnails"] == 1
+    after = {path.name for path in (tmp_path / "thumbnails").rglob("*.jpg")}
+    assert (len(before), len(before - after), len(after)) == (6, 1, 6)
 
 
 def test_what_is_refused(command: Command, runner: Runner) -> None:

@@ -199,10 +199,11 @@ def test_orphans_go_and_reviews_stay(make: Make, images: Path) -> None:
     (images / "twin.png").write_bytes(picture(4))
     (images / "00004.png").write_bytes(picture(98))
     make().run()
-    told: set[bytes] = set()
+    told: list[tuple[str, list[bytes]]] = []
     engine = owner_of(make())
-    pruned = pruning.prune(engine, Retention(orphans=True), told.update)
-    assert (removed(pruned), told) == ({pruning.ORPHANS: 1}, {bytes(digest)}), "00004's bytes are a twin's"
+    pruned = pruning.prune(engine, Retention(orphans=True), lambda what, keys: told.append((what, list(keys))))
+    assert removed(pruned) == {pruning.ORPHANS: 1}, "00004's bytes are a twin's"
+    assert told == [(pruning.ORPHANS, [bytes(digest)])]
     assert counts(make())["review"] == 1
     assert outcomes(make().run()) == {"cached": 9}
 
@@ -253,6 +254,39 @@ def test_a_run_beside_it_ends_as_it_would_alone(make: Make, images: Path) -> Non
         beside.join()
     assert outcomes(counted) == {"cached": 8, "predicted": 22}
     assert outcomes(make().run()) == {"cached": 30}
+
+
+def test_what_came_back_between_look_and_removal_stays(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    make().run()
+    gone = "UPDATE image SET deleted_at = '2000-01-01 00:00:00+00'"
+    change(make(), gone)
+    remove, struck = pruning._remove, list[int]()
+
+    def late(connection: Any, **arguments: Any) -> Any:
+        # In the transaction of the removal, as if it were one that was committed before.
+        struck.append(len(arguments["keys"]))
+        schema = "" if is_sqlite(connection) else "afterimage."
+        connection.execute(text(f"UPDATE {schema}image SET deleted_at = NULL WHERE key < '00003.png'"))
+        return remove(connection, **arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pruning, "_remove", late)
+        pruned = pruning.prune(owner_of(make()), Retention(vanished_days=1, orphans=True))
+    assert struck == [8, 5]
+    assert removed(pruned) == {pruning.VANISHED: 5, pruning.ORPHANS: 5}
+    assert pruned.changes[0] == pruning.Change("image", 8, 5, 0, 3)
+
+
+def test_a_model_that_comes_to_use_meanwhile_stays(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(0).run()
+    make(1).run()
+    with monkeypatch.context() as patched:
+        patched.setattr(pruning, "_prune_images", lambda *_: make(0).run()["failed"])
+        assert removed(pruning.prune(owner_of(make()), Retention(older_than_days=0))) == {pruning.OLD: 0}
+        change(make(), "UPDATE pipeline SET model_no = 2")
+        with pytest.raises(ConfigurationError, match="current one of test"):
+            pruning.prune(owner_of(make()), Retention(model="small-0@1"))
+    assert len(of_model(make(), "small-0")) == len(of_model(make(), "small-1")) == 8
 
 
 def test_who_waits_for_a_lock_does_so_for_a_while(

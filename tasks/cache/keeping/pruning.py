@@ -46,7 +46,12 @@ VANISHED, DROPPED, OLD, ORPHANS = (
 
 Result = TypeVar("Result")
 
-Gone = Callable[[Collection[bytes]], None]
+Left = Callable[[str, Collection[Any]], None]
+"""Is told after each batch by which rule rows left, and their keys: of orphans, these are digests that no image has."""
+
+
+def _untold(_what: str, _keys: Collection[Any]) -> None:
+    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +104,10 @@ def look(engine: Engine, asked: Retention) -> Pruned:
         return _look(connection, retention.going_of(connection, asked))
 
 
-def prune(engine: Engine, asked: Retention, gone: Gone = lambda _digests: None) -> Pruned:
+def prune(engine: Engine, asked: Retention, left: Left = _untold) -> Pruned:
     """Remove what a dry run counts, and then have the planner look at the tables anew.
 
-    `gone` is told the digests of orphans after each batch of them. Where it is stopped, what was removed stays removed, and
+    Where it is stopped, what was removed stays removed, and
     the rest goes when it is called again. Raises ConfigurationError, and DatabaseUnavailable where others hold the lock for
     minutes.
     """
@@ -110,10 +115,12 @@ def prune(engine: Engine, asked: Retention, gone: Gone = lambda _digests: None) 
     with _snapshot(engine) as connection:
         going = retention.going_of(connection, asked)
         before = _look(connection, going)
-    removed = {VANISHED: _prune_images(engine, going)}
-    removed[DROPPED] = _drop(engine, going, next((step.found for step in before.steps if step.what == DROPPED), 0))
-    removed[OLD] = _prune_old(engine, going)
-    removed[ORPHANS] = _prune_orphans(engine, going, gone)
+    removed = {VANISHED: _prune_images(engine, going, left)}
+    removed[DROPPED] = _drop(
+        engine, going, next((step.found for step in before.steps if step.what == DROPPED), 0), left
+    )
+    removed[OLD] = _prune_old(engine, going, left)
+    removed[ORPHANS] = _prune_orphans(engine, going, left)
     with _snapshot(engine) as connection:
         after = {table.name: count(connection, select(table)) for table in (image, prediction)}
     steps = [Step(step.what, step.table, step.found, removed[step.what]) for step in before.steps]
@@ -137,7 +144,7 @@ def _snapshot(engine: Engine) -> Iterator[Connection]:
 
 
 def _look(connection: Connection, going: Going) -> Pruned:
-    dropped, old = retention.dropped(going), retention.old(going, retention.unused_models(connection))
+    dropped, old = retention.dropped(going), retention.old(going)
     # What two rules name goes once, by the first of them.
     conditions: dict[str, tuple[Any, ColumnElement[bool], bool]] = {
         VANISHED: (image, retention.vanished(going), going.vanished_before is not None),
@@ -156,16 +163,16 @@ def _look(connection: Connection, going: Going) -> Pruned:
     return Pruned(True, steps, changes)
 
 
-def _prune_images(engine: Engine, going: Going) -> int:
+def _prune_images(engine: Engine, going: Going, left: Left) -> int:
     if going.vanished_before is None:
         return 0
     with reading(engine) as connection:
         sources = list(connection.execute(select(source.c.source_no).order_by(source.c.source_no)).scalars())
     rows = [_Rows(image.c.source_no == number, image.c.key, retention.vanished(going)) for number in sources]
-    return sum(_prune_rows(engine, one) for one in rows)
+    return sum(_prune_rows(engine, VANISHED, one, left) for one in rows)
 
 
-def _drop(engine: Engine, going: Going, found: int) -> int:
+def _drop(engine: Engine, going: Going, found: int, left: Left) -> int:
     """How many predictions went with a model; nobody has written any since they were found."""
     number = going.model_no
     if number is None:
@@ -174,24 +181,23 @@ def _drop(engine: Engine, going: Going, found: int) -> int:
         apart_from_commits(engine, partial(drop_partition, model_no=number))
         return found
     rows = _predictions(number, retention.dropped(going))
-    return _prune_rows(engine, rows, lambda connection: retention.check_unused(connection, number))
+    return _prune_rows(engine, DROPPED, rows, left, lambda connection: retention.check_unused(connection, number))
 
 
-def _prune_old(engine: Engine, going: Going) -> int:
+def _prune_old(engine: Engine, going: Going, left: Left) -> int:
     if going.predicted_before is None:
         return 0
-    with reading(engine) as connection:
-        unused = retention.unused_models(connection)
-    return sum(_prune_rows(engine, _predictions(number, retention.old(going, [number]))) for number in unused)
+    rows = [_predictions(number, retention.old(going)) for number in going.unused]
+    return sum(_prune_rows(engine, OLD, one, left) for one in rows)
 
 
-def _prune_orphans(engine: Engine, going: Going, gone: Gone) -> int:
+def _prune_orphans(engine: Engine, going: Going, left: Left) -> int:
     if not going.orphans:
         return 0
     with reading(engine) as connection:
         models = retention.model_numbers(connection)
     rows = [_predictions(number, retention.orphaned(going)) for number in models]
-    return sum(_prune_rows(engine, one, gone=gone) for one in rows)
+    return sum(_prune_rows(engine, ORPHANS, one, left) for one in rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,15 +215,17 @@ def _predictions(model_no: int, condition: ColumnElement[bool]) -> _Rows:
 
 def _prune_rows(
     engine: Engine,
+    what: str,
     rows: _Rows,
+    left: Left,
     check: Callable[[Connection], None] = lambda _connection: None,
-    gone: Gone = lambda _digests: None,
 ) -> int:
     removed = 0
     for keys in _batches(engine, rows):
-        left = apart_from_commits(engine, partial(_remove, rows=rows, keys=keys, check=check))
-        gone(left)
-        removed += len(left)
+        gone = apart_from_commits(engine, partial(_remove, rows=rows, keys=keys, check=check))
+        removed += len(gone)
+        log.info("%s: %s removed", what, f"{removed:,}")
+        left(what, gone)
     return removed
 
 

@@ -43,12 +43,16 @@ def retention_of(settings: Settings) -> Retention:
 
 @dataclass(frozen=True, slots=True)
 class Going:
-    """A Retention at a moment and in a cache: what it counts is what it removes, however long that takes."""
+    """A Retention at a moment and in a cache: what it counts is what it removes, however long that takes.
+
+    `unused` are the models that nobody used then.
+    """
 
     vanished_before: datetime | None
     predicted_before: datetime | None
     model_no: int | None
     orphans: bool
+    unused: tuple[int, ...]
 
 
 def going_of(connection: Connection, asked: Retention) -> Going:
@@ -57,7 +61,8 @@ def going_of(connection: Connection, asked: Retention) -> Going:
     if asked.model is not None:
         model_no = find_model(connection, asked.model)
         check_unused(connection, model_no)
-    return Going(_moment(asked.vanished_days), _moment(asked.older_than_days), model_no, asked.orphans)
+    moments = _moment(asked.vanished_days), _moment(asked.older_than_days)
+    return Going(*moments, model_no, asked.orphans, unused_models(connection))
 
 
 def _moment(days: int | None) -> datetime | None:
@@ -103,10 +108,10 @@ def _used() -> CompoundSelect[int]:
     return select(pipeline.c.model_no).union(running)
 
 
-def unused_models(connection: Connection) -> list[int]:
+def unused_models(connection: Connection) -> tuple[int, ...]:
     """The numbers of the models that no pipeline has, and no run that is under way."""
     query = select(model.c.model_no).where(model.c.model_no.not_in(_used())).order_by(model.c.model_no)
-    return list(connection.execute(query).scalars())
+    return tuple(connection.execute(query).scalars())
 
 
 def _is_running() -> tuple[ColumnElement[bool], ...]:
@@ -124,11 +129,11 @@ def dropped(going: Going) -> ColumnElement[bool]:
     return false() if going.model_no is None else prediction.c.model_no == going.model_no
 
 
-def old(going: Going, unused: list[int]) -> ColumnElement[bool]:
-    """Of a prediction: it is old, and its model is one of these, which nobody uses, then or by now."""
+def old(going: Going) -> ColumnElement[bool]:
+    """Of a prediction: it is old, and nobody used its model, then or by now."""
     if going.predicted_before is None:
         return false()
-    whose = and_(prediction.c.model_no.in_(unused), prediction.c.model_no.not_in(_used()))
+    whose = and_(prediction.c.model_no.in_(going.unused), prediction.c.model_no.not_in(_used()))
     return and_(whose, prediction.c.predicted_at < going.predicted_before)
 
 
