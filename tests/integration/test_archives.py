@@ -18,7 +18,7 @@ import pytest
 from pyarrow import parquet
 from sqlalchemy import Engine, text
 
-from tasks.archives import reading, writing
+from tasks.archives import checking, reading, writing
 from tasks.archives.layout import KEY
 from tasks.archives.packed import pack_all, unpack_all
 from tasks.archives.reading import import_file
@@ -361,6 +361,17 @@ def test_bytes_that_are_damaged_or_missing_are_told_of(exported: Path, empty: En
         with pytest.raises(ConfigurationError, match="cannot be read as an export"):
             import_file(empty, missing)
     assert rows(empty) == []
+
+
+def test_a_row_group_that_would_fill_the_memory_is_not_unpacked(
+    exported: Path, empty: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for bound, most in (("GROUP_ROWS", 7), ("GROUP_BYTES", 100), ("MOST_MODELS", 0)):
+        with monkeypatch.context() as patched:
+            patched.setattr(checking, bound, most)
+            with pytest.raises(ConfigurationError, match=r"more than an export|does not list"):
+                import_file(empty, exported)
+    assert import_file(empty, exported).inserted == 8
 
 
 def test_a_wrong_row_far_behind_is_found_before_the_first_is_written(
