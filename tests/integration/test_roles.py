@@ -151,7 +151,7 @@ def tables_in(call: str) -> set[str]:
     """
     found: set[str] = set()
     for path in sorted((PROJECT / "tasks" / "cache").rglob("*.py")):
-        if path.stem in ("erasing", "blocking", "pruning"):
+        if path.stem in ("erasing", "blocking", "pruning", "dropping"):
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         loops = {

@@ -7,13 +7,14 @@ gone: a run that comes to the model just then would have no place for its predic
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, MetaData, Table
+from sqlalchemy import Connection, MetaData, Table, update
 
 from tasks.cache.keeping.retention import check_unused
-from tasks.cache.schema import SCHEMA
+from tasks.cache.schema import SCHEMA, model
 
 
 def drop_partition(connection: Connection, model_no: int) -> None:
-    """The model's next run makes another one. Raises ConfigurationError where it is in use."""
+    """The model's next run makes another one, and believes no mark of an image. Raises ConfigurationError where it is in use."""
     check_unused(connection, model_no)
+    connection.execute(update(model).where(model.c.model_no == model_no).values(epoch=model.c.epoch + 1))
     Table(f"prediction_{model_no}", MetaData(), schema=SCHEMA).drop(connection, checkfirst=True)
