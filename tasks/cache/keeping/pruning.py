@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from sqlalchemy import Column, ColumnElement, Connection, Engine, delete, not_, or_, select, text
+from sqlalchemy import Column, ColumnElement, Connection, Engine, and_, delete, not_, or_, select, text
 from sqlalchemy.exc import OperationalError
 
 from tasks.cache import blocking
@@ -246,12 +246,22 @@ def _batches(engine: Engine, rows: _Rows) -> Iterator[list[Any]]:
 def _remove(connection: Connection, rows: _Rows, keys: Sequence[Any], check: Callable[[Connection], None]) -> list[Any]:
     """Remove these rows as far as the condition still holds of them; the keys of those that left."""
     check(connection)
+    _lock_images(connection, rows, keys)
     left: list[Any] = []
     for start in range(0, len(keys), CHUNK):
         table = rows.key.table
         gone = delete(table).where(rows.common, rows.key.in_(keys[start : start + CHUNK]), rows.condition)
         left += connection.execute(gone.returning(rows.key)).scalars()
     return left
+
+
+def _lock_images(connection: Connection, rows: _Rows, keys: Sequence[Any]) -> None:
+    """Lock the images that leave, or whose marks do with a prediction, in the order in which listings lock them beside this."""
+    if is_sqlite(connection):
+        return
+    here = image.c.digest.in_(keys) if rows.key.table is prediction else and_(rows.common, rows.key.in_(keys))
+    order = (image.c.source_no, image.c.key)
+    connection.execute(select(image.c.key).where(here).order_by(*order).with_for_update()).all()
 
 
 def apart_from_commits(engine: Engine, work: Callable[[Connection], Result]) -> Result:
