@@ -48,6 +48,15 @@ def current_settings() -> Settings:
     return load_settings(**connection_overrides(database, storage))
 
 
+def owner_settings() -> Settings:
+    """The same, with the cache as its owner opens it, where the Connection afterimage_owner says how."""
+    database, storage = (
+        _connection("afterimage_owner") or _connection("afterimage_database"),
+        _connection("afterimage_storage"),
+    )
+    return load_settings(**connection_overrides(database, storage))
+
+
 def _connection(name: str) -> Connection | None:
     try:
         return Connection.get(name)  # type: ignore[no-any-return]

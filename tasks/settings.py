@@ -60,6 +60,14 @@ class Settings(BaseSettings):
     cost_per_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
         None, description="What an hour of a worker costs, in dollars: estimates are made with it."
     )
+    keep_vanished_days: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="Days after which maintain_cache drops the rows of images whose objects are gone; never where unset.",
+    )
+    keep_predictions_days: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Days after which it drops predictions of models that no pipeline has; never where unset."
+    )
+    prune_orphans: bool = Field(False, description="Whether it drops predictions whose digest no image has.")
     ray_address: Annotated[str, Field(pattern=r"^(auto|(ray://)?[^\s/]+:\d{1,5})$")] | None = Field(
         None, description='The Ray cluster of pipelines with engine = "ray": ray://HOST:10001, HOST:6379 or auto.'
     )

@@ -78,6 +78,37 @@ MODELS: Columns = {
 
 ERASED: Columns = {"table": _plain("table"), "rows removed": _number("rows", 0)}
 
+SIZES: Columns = {
+    "table": _plain("table"),
+    "rows": _plain("rows"),
+    "MB": lambda row: "" if row["bytes"] is None else f"{row['bytes'] / 1e6:,.1f}",
+}
+
+SHARES: Columns = {
+    "model": lambda row: f"{row['name']} {row['version']}",
+    "model_id": lambda row: row["model_id"][:12],
+    "predictions": _plain("rows"),
+    "current of": lambda row: ", ".join(row["pipelines"]),
+    "oldest": lambda row: str(row["oldest"] or "")[:19],
+    "newest": lambda row: str(row["newest"] or "")[:19],
+}
+
+STEPS: Columns = {"what": _plain("what"), "found": _number("found", 0), "removed": _number("removed", 0)}
+
+CHANGES: Columns = {
+    "table": _plain("table"),
+    "rows before": _number("before", 0),
+    "removed": lambda row: f"- {row['removed']:,}",
+    "by others meanwhile": lambda row: f"{row['others']:+,}",
+    "rows after": lambda row: f"= {row['after']:,}",
+}
+WOULD_CHANGE: Columns = {
+    "table": _plain("table"),
+    "rows": _number("before", 0),
+    "would go": _number("removed", 0),
+    "would stay": _number("after", 0),
+}
+
 FACTS: Columns = {"key": _plain("key"), "value": _plain("value")}
 
 

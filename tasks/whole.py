@@ -1,4 +1,4 @@
-"""A folder that is there as a whole, or not at all."""
+"""A folder or a file that is there as a whole, or not at all."""
 
 from __future__ import annotations
 
@@ -24,3 +24,24 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         os.rename(scratch, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A scratch file beside it that takes its place at the end of the block, and is gone after an error."""
+    number, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
+    try:
+        os.close(number)
+        yield Path(scratch)
+        with open(scratch, "rb+") as written:
+            os.fsync(written.fileno())
+        os.chmod(scratch, 0o666 & ~_umask())  # mkstemp gives it to this user alone.
+        os.replace(scratch, path)
+    finally:
+        Path(scratch).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

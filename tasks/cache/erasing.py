@@ -6,18 +6,17 @@ A later table of keys or of digests is one more name in _OF_KEYS or _OF_DIGESTS.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, and_, delete, func, select, text, union, update
+from sqlalchemy import Connection, Engine, Row, and_, delete, func, select, union, update
 
 from tasks.cache import blocking
-from tasks.cache.database import is_sqlite, repeated, writing
+from tasks.cache.database import is_sqlite, repeated
+from tasks.cache.owning import owning
 from tasks.cache.runs import FAILED, OUTCOMES, SUCCESS, count_outcomes
 from tasks.cache.schema import (
-    SCHEMA,
     failure,
     image,
     listing_range,
@@ -64,7 +63,7 @@ def erase(engine: Engine, target: Target, *, block: bool, dry_run: bool) -> Eras
 
     Raises ConfigurationError where the source is not known.
     """
-    with _owning(engine) as connection:
+    with owning(engine, "erase") as connection:
         if is_sqlite(connection):
             connection.exec_driver_sql("PRAGMA secure_delete = ON")  # Overwrites what is deleted with zeros.
         blocking.hold_off_commits(connection)
@@ -80,29 +79,12 @@ def erase(engine: Engine, target: Target, *, block: bool, dry_run: bool) -> Eras
 
 def unblock(engine: Engine, target: Target) -> int:
     """Lift blocks, and return how many there were. Raises ConfigurationError where the source is not known."""
-    with _owning(engine) as connection:
+    with owning(engine, "erase") as connection:
         blocking.hold_off_commits(connection)
         if target.digest is not None:
             return blocking.unblock_digest(connection, target.digest)
         assert target.key is not None
         return blocking.unblock_keys(connection, _sources(connection, target), target.key)
-
-
-@contextmanager
-def _owning(engine: Engine) -> Iterator[Connection]:
-    """A transaction of the tables' owner: who writes every day may not remove predictions. Raises ConfigurationError."""
-    with writing(engine) as connection:
-        if not is_sqlite(connection):
-            owner = connection.execute(
-                text("SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = to_regclass(:name)"),
-                {"name": f"{SCHEMA}.prediction"},
-            ).scalar_one()
-            if not owner:
-                raise ConfigurationError(
-                    f"The role {engine.url.username} may not erase. Give the command again as the owner of the cache: "
-                    "--database with the URL that ./afterimage migrate is run with."
-                )
-        yield connection
 
 
 def clear_log(engine: Engine) -> bool:

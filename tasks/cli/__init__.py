@@ -25,6 +25,7 @@ from tasks.cache.database import connect
 from tasks.cache.migrating import migrate as migrate_cache
 from tasks.cache.runs import RunKey
 from tasks.cache.sums import rebuild_sums
+from tasks.cli.cache import cache
 from tasks.cli.erasing import erase
 from tasks.cli.models import models
 from tasks.cli.options import AsCsv, AsJson, Database, cache_of, check_one_form, settings_of
@@ -57,6 +58,7 @@ app = typer.Typer(
 )
 
 app.add_typer(models, name="models")
+app.add_typer(cache, name="cache")
 app.command()(retry)
 
 app.command()(erase)

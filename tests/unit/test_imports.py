@@ -87,7 +87,7 @@ ORDER = (
     {"engines"},
     {"road"},
     {"progress", "tables"},
-    {"exporting"},
+    {"exporting", "archives"},
     {"doctor"},
     {"cli"},
     {"__main__"},

@@ -131,6 +131,9 @@ ADD_PARTITION = f"""
         IF NOT EXISTS (SELECT FROM {SCHEMA}.model WHERE model_no = number) THEN
             RAISE EXCEPTION 'there is no model %', number;
         END IF;
+        IF EXISTS (SELECT FROM pg_class WHERE oid = to_regclass('{SCHEMA}.' || name) AND relispartition) THEN
+            RETURN;
+        END IF;
         PERFORM pg_advisory_xact_lock(7265110392);
         IF to_regclass('{SCHEMA}.' || name) IS NULL THEN
             EXECUTE format('CREATE TABLE {SCHEMA}.%I (LIKE {SCHEMA}.prediction INCLUDING ALL)', name);
