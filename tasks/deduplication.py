@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy import Engine
 
@@ -28,7 +29,10 @@ class Division:
 
 @dataclass(frozen=True, slots=True)
 class DedupeOptions:
-    """What the pipeline and the run say about deduplication; `workers` is how many shards there are at least."""
+    """What the pipeline and the run say about deduplication; `workers` is how many shards there are at least.
+
+    `as_of` is the moment that the listing tells of, where it is an inventory of the past; None where it is the present.
+    """
 
     force: bool
     limit: int | None
@@ -36,6 +40,7 @@ class DedupeOptions:
     max_shards: int
     workers: int = 1
     dry_run: bool = False
+    as_of: datetime | None = None
 
 
 @repeated
@@ -63,14 +68,14 @@ def deduplicate(
         rules = rows.Rules(model_no, decoder, options.force, options.limit)
         if not options.dry_run:
             # Images before failures, as commits lock them.
-            reconciling.unmark_returned(connection, staging)
+            reconciling.unmark_returned(connection, staging, options.as_of)
             if saw is not None:
                 reconciling.mark_deleted(connection, staging, saw)
                 reconciling.forget_gone(connection, staging, saw)
         if retried is not None:
             reconciling.stage_due(connection, staging, rules, retried)
         rows.classify(connection, staging, rules)
-        if not options.dry_run:
+        if not options.dry_run and options.as_of is None:  # What was mended by then may be broken by now.
             reconciling.forget_mended(connection, staging, model_no)
         rate = rows.measured_rate(connection, model_no)
         per_shard = DEFAULT_SHARD_IMAGES if rate is None else max(1, round(rate * options.shard_seconds))

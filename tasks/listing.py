@@ -57,12 +57,18 @@ def list_pages(store: ObjectStore, location: Location, window: Window, keys: Key
     template = location.template
     for prefix in [location.prefix] if template is None else template.prefixes(window):
         for page in store.pages(prefix):
-            if template is None:
-                inside = [image for image in page if window.holds(image.last_modified)]
-            else:
-                inside = [image for image in page if template.matches(image.key, window)]
-            wanted = [image for image in inside if keys.wants(image.key) and _is_usable(image.key)]
-            yield Page(wanted, ignored=len(inside) - len(wanted))
+            yield choose(page, location, window, keys)
+
+
+def choose(found: Sequence[ImageObject], location: Location, window: Window, keys: KeyFilter) -> Page:
+    """What of some objects under the pipeline's prefix a run looks at, wherever they were found; see list_pages."""
+    template = location.template
+    if template is None:
+        inside = [image for image in found if window.holds(image.last_modified)]
+    else:
+        inside = [image for image in found if template.matches(image.key, window)]
+    wanted = [image for image in inside if keys.wants(image.key) and _is_usable(image.key)]
+    return Page(wanted, ignored=len(inside) - len(wanted))
 
 
 def _is_usable(key: str) -> bool:

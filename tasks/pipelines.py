@@ -38,6 +38,8 @@ class Pipeline(BaseModel):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,100}$")]
     images: Annotated[str, Field(min_length=1)]
+    inventory: Annotated[str, Field(min_length=1)] | None = None
+    reconcile_days: Annotated[float, Field(gt=0, le=36_500)] = 7.0
     thumbnails: Annotated[str, Field(min_length=1)] | None = None
     model: str | tuple[str, ...]
     cascade_margin: float | tuple[float, ...] | None = Field(None, validate_default=True)
@@ -61,6 +63,19 @@ class Pipeline(BaseModel):
     @classmethod
     def _names_a_store(cls, value: str) -> str:
         _check_location(value)
+        return value
+
+    @field_validator("inventory")
+    @classmethod
+    def _is_of_a_bucket(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None:
+            _check_location(value)
+            location = parse_location(value)
+            if location.scheme != "s3" or location.template is not None or not location.prefix.strip("/"):
+                raise ValueError(
+                    "expected s3://BUCKET/PREFIX/SOURCE-BUCKET/CONFIG-ID/, the folder above those with a date"
+                )
+            _check_in_s3(info, "only a bucket has an inventory")
         return value
 
     @field_validator("thumbnails")
@@ -149,6 +164,13 @@ def _check_location(value: str) -> None:
         parse_location(value)
     except ConfigurationError as error:
         raise ValueError(str(error).rstrip(".")) from None
+
+
+def _check_in_s3(info: ValidationInfo, why: str) -> None:
+    """Raises ValueError where the images lie in a folder; images that are wrong are told of elsewhere."""
+    images = info.data.get("images")
+    if images is not None and parse_location(images).scheme != "s3":
+        raise ValueError(f"{why}, and `images` is {images!r}: expected images in s3://BUCKET/PREFIX")
 
 
 def _check_apart(thumbnails: str, images: str) -> None:

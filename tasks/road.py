@@ -25,13 +25,12 @@ from tasks.deduplication import deduplicate as divide
 from tasks.engines import ShardEngine
 from tasks.engines.local import run_shards
 from tasks.errors import StagingLost
-from tasks.listing import KeyFilter, list_pages
 from tasks.location import Location, parse_location
 from tasks.models.cascade import resolve_models
 from tasks.notifications import Notice, notice_of
 from tasks.plan import RunRequest, ShardDescriptor
 from tasks.settings import Settings
-from tasks.storage import open_store
+from tasks.sources import filter_of, inventory_moment, prefix_of, source_of
 from tasks.window import EVERYTHING, SCHEDULED
 from tasks.worker import Observe, Progress, decoder_of, no_observation, no_progress
 
@@ -48,18 +47,16 @@ predict_shard = worker.predict_shard
 def list_images(request: RunRequest, settings: Settings, engine: Engine | None = None) -> dict[str, Any]:
     """Stage what the run looks at; a new attempt replaces the staging of the older one."""
     engine = engine or open_cache(settings)
-    location = parse_location(request.pipeline.images)
-    prefix = location.prefix if location.template is None else location.template.stem
+    prefix = prefix_of(parse_location(request.pipeline.images))
     listing = _listing(request, settings)
+    source = source_of(request, settings, engine, listing)
+    kept = {**listing, **source.facts}
     start = RunStart(
-        request.key, request.run_type, request.name, listing["source"], prefix, request.window, request.force, listing
+        request.key, request.run_type, request.name, listing["source"], prefix, request.window, request.force, kept
     )
-    store = open_store(location, settings)
     staging = open_run(engine, start)
     listed = ignored = 0
-    # A retry takes what is due from the quarantine, in deduplicate.
-    pages = [] if request.retry else list_pages(store, location, request.window, _key_filter(request))
-    for page in pages:
+    for page in source.pages(staging):
         stage_page(engine, staging, page.images, page.ignored)
         listed, ignored = listed + len(page.images), ignored + page.ignored
     log.info("Listed %d images under %s; ignored %d other objects", listed, request.pipeline.images, ignored)
@@ -73,12 +70,15 @@ def deduplicate(request: RunRequest, settings: Settings, engine: Engine | None =
     model = resolve_models(request.pipeline.models, request.pipeline.margins, settings)
     location = parse_location(request.pipeline.images)
     listing = _listing(request, settings)
-    _check_listing(listing_of(engine, staging), listing)
-    table = request.pipeline
+    kept = listing_of(engine, staging)
+    _check_listing(kept, listing)
+    table, as_of = request.pipeline, inventory_moment(kept)
     options = DedupeOptions(
-        request.force, request.limit, table.shard_seconds, table.max_shards, table.workers, request.dry_run
+        request.force, request.limit, table.shard_seconds, table.max_shards, table.workers, request.dry_run, as_of
     )
-    saw, retried = _saw(request, location), _retried(request, location)
+    # An inventory may lack what came since, so nothing is gone by its word.
+    saw = None if as_of is not None else _saw(request, location)
+    retried = _retried(request, location)
     division = divide(engine, staging, model, decoder_of(model), options, saw, retried)
     log.info("%s", reporting.format_summary(expectation(request, settings, engine)))
     if request.dry_run:
@@ -232,13 +232,9 @@ def _check_listing(then: dict[str, Any], now: dict[str, Any]) -> None:
         raise StagingLost(f"Since list_images {'; '.join(changed)}. Clear list_images, so that the run starts anew.")
 
 
-def _key_filter(request: RunRequest) -> KeyFilter:
-    return KeyFilter(request.pipeline.include, request.pipeline.exclude)
-
-
 def _saw(request: RunRequest, location: Location) -> Callable[[str], bool] | None:
     """Whether the listing would have shown a key; None where a key does not tell, as within a window on LastModified."""
-    keys, template, window = _key_filter(request), location.template, request.window
+    keys, template, window = filter_of(request), location.template, request.window
     if request.retry:
         return None
     if template is None:
@@ -251,7 +247,7 @@ def _saw(request: RunRequest, location: Location) -> Callable[[str], bool] | Non
 def _retried(request: RunRequest, location: Location) -> Callable[[str], bool] | None:
     """Which failures a run tries again although it does not list them: those of any day, where days are listed daily; and all
     of the pipeline, in a run that is a retry."""
-    keys, template = _key_filter(request), location.template
+    keys, template = filter_of(request), location.template
     if not request.retry and (template is None or request.run_type != SCHEDULED):
         return None
     if template is None:

@@ -62,6 +62,16 @@ def stage(connection: Connection, staging: Staging, images: Sequence[ImageObject
     count_listed(connection, staging, len(rows), ignored)
 
 
+@repeated
+def not_yet_staged(engine: Engine, staging: Staging, images: Sequence[ImageObject]) -> list[ImageObject]:
+    """Those of some objects whose key is not staged, each key once: what an inventory lists twice is staged once."""
+    once = {image.key: image for image in reversed(images)}
+    query = select(work_item.c.key).where(*of(staging), work_item.c.key.in_(list(once)))
+    with reading(engine) as connection:
+        known = set(connection.execute(query).scalars())
+    return [image for key, image in reversed(once.items()) if key not in known]
+
+
 def _copy(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
     """COPY is some ten times the rate of INSERT in PostgreSQL."""
     target = f"COPY {SCHEMA}.work_item (run_no, generation, key, etag, size, last_modified) FROM STDIN"

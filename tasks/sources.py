@@ -1,0 +1,110 @@
+"""Where a run finds its objects: the bucket's own listing, an inventory of it, or keys that were announced.
+
+list_images decides once, and keeps with the run what it decided, so that deduplicate draws the conclusions that this source
+allows: only a listing of the bucket itself says that something is gone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Engine
+
+from tasks.cache.runs import Staging, now
+from tasks.cache.staging import not_yet_staged
+from tasks.cache.whole_listings import INVENTORY, unreconciled_since
+from tasks.listing import KeyFilter, Page, choose, list_pages
+from tasks.location import Location, parse_location
+from tasks.plan import RunRequest
+from tasks.settings import Settings
+from tasks.storage import open_store
+
+if TYPE_CHECKING:
+    from tasks.storage.inventory import Inventory
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One way to find objects. `facts` join the run's listing; `pages` gives what the run looks at, for its staging."""
+
+    pages: Callable[[Staging], Iterable[Page]]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def source_of(request: RunRequest, settings: Settings, engine: Engine, listing: Mapping[str, Any]) -> Source:
+    """Decide where a run finds its objects. Raises ConfigurationError where an inventory cannot be used."""
+    location = parse_location(request.pipeline.images)
+    if request.retry:
+        return Source(lambda _staging: [])  # It takes what is due from the quarantine, in deduplicate.
+    if _takes_inventory(request, location, engine, listing):
+        return _inventory(request, location, settings, engine)
+    store = open_store(location, settings)
+    return Source(lambda _staging: list_pages(store, location, request.window, filter_of(request)))
+
+
+def filter_of(request: RunRequest) -> KeyFilter:
+    """The include and exclude globs of a run's pipeline."""
+    return KeyFilter(request.pipeline.include, request.pipeline.exclude)
+
+
+def prefix_of(location: Location) -> str:
+    """What every key of a pipeline begins with."""
+    return location.prefix if location.template is None else location.template.stem
+
+
+def inventory_moment(listing: Mapping[str, Any]) -> datetime | None:
+    """When the inventory was made that a run took, by the listing that it kept; None where it looked at the present."""
+    taken = listing.get(INVENTORY)
+    return None if taken is None else datetime.fromisoformat(taken["created"])
+
+
+def _takes_inventory(request: RunRequest, location: Location, engine: Engine, listing: Mapping[str, Any]) -> bool:
+    table, window = request.pipeline, request.window
+    if table.inventory is None:
+        return False
+    if location.template is not None and window.start is not None and window.end is not None:
+        log.info("Lists %s itself: the prefixes of a few days are quickly listed.", table.images)
+        return False
+    since = unreconciled_since(engine, prefix_of(location), listing) if window.is_open else None
+    if since is not None and now() - since >= timedelta(days=table.reconcile_days):
+        log.info(
+            "Lists %s itself, because nothing was held against it since %s (reconcile_days = %g): what is gone is marked.",
+            table.images,
+            f"{since:%Y-%m-%d %H:%M} UTC",
+            table.reconcile_days,
+        )
+        return False
+    return True
+
+
+def _inventory(request: RunRequest, location: Location, settings: Settings, engine: Engine) -> Source:
+    from tasks.storage.inventory import open_inventory
+
+    assert request.pipeline.inventory is not None
+    inventory = open_inventory(request.pipeline.inventory, location.root, settings)
+    manifest = inventory.manifest
+    log.info(
+        "Takes the inventory s3://%s/%s, which tells of %s (%.1f hours ago), in place of a listing. It says nothing about "
+        "what is newer or gone.",
+        inventory.store.bucket,
+        manifest.key,
+        f"{manifest.created:%Y-%m-%d %H:%M} UTC",
+        (now() - manifest.created).total_seconds() / 3600,
+    )
+    facts = {INVENTORY: {"manifest": manifest.key, "created": manifest.created.isoformat()}}
+    return Source(lambda staging: _inventory_pages(request, location, inventory, engine, staging), facts)
+
+
+def _inventory_pages(
+    request: RunRequest, location: Location, inventory: Inventory, engine: Engine, staging: Staging
+) -> Iterator[Page]:
+    keys = filter_of(request)
+    for found in inventory.pages(prefix_of(location)):
+        page = choose(found, location, request.window, keys)
+        yield Page(not_yet_staged(engine, staging, page.images), page.ignored)
