@@ -27,16 +27,21 @@ run then starts anew, and the cache keeps what was predicted. `TooManyFailures` 
 more than `max_failure_rate` of the images were bad: `./afterimage failures` lists them. `DriftExceeded` means that everything was
 committed and the predictions have moved from the `baseline` by more than `drift_limit`: look at the page Drift.
 
+**Events.** A pipeline with `events` has a second DAG, `predict_<name>_events`, which predicts what the bucket announces within a
+minute or so; `keys` in its form does the same by hand. The daily run finds what no message told of.
+
 Settings come from `AFTERIMAGE_*` and from the Connections `afterimage_database` and `afterimage_storage`, which win.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
+from afterimage_announced import announced_asset, follow_up
 from afterimage_context import current_request, current_settings
 from afterimage_defaults import DEFAULT_ARGS, RUN_TIMEOUT
 from afterimage_executor import POOL, QUEUE, shard_options
@@ -54,6 +59,7 @@ from airflow.sdk import (
 from airflow.sdk.exceptions import AirflowRescheduleException, AirflowSkipException
 
 from tasks.pipelines import Pipeline, read_pipelines
+from tasks.plan import RunRequest
 from tasks.settings import load_settings
 
 log = logging.getLogger(__name__)
@@ -96,17 +102,29 @@ PARAMS = {
 }
 
 
-def build(pipeline: Pipeline, schedule: Any = None) -> DAG:
-    """The DAG of one pipeline. A DAG file of your own may give it another schedule, such as an Asset."""
-    # A bare cron string has an interval of zero width in Airflow 3, and a backfill would find nothing.
-    if schedule is None and pipeline.schedule is not None:
-        schedule = CronDataIntervalTimetable(pipeline.schedule, timezone="UTC")
+ANNOUNCED_PARAMS = {
+    "keys": Param(
+        [],
+        type="array",
+        items={"type": "string"},
+        title="Keys",
+        description_md="Predict these objects too, one key a line. Keys that are not the pipeline's are left out.",
+    ),
+    **{name: param for name, param in PARAMS.items() if not name.startswith("window_")},
+}
+
+
+def build(pipeline: Pipeline, schedule: Any = None, announced: Asset | None = None) -> DAG:
+    """The DAG of one pipeline. A DAG file of your own may give it another schedule, such as an Asset.
+
+    With `announced` it is the DAG for the pipeline's events: that asset starts it, and it looks at announced keys alone.
+    """
     predictions = Asset(name=f"predictions_{pipeline.name}", uri=f"x-afterimage://predictions/{pipeline.name}")
+    asked = partial(current_request, pipeline, is_announced=announced is not None)
     shard_timeout = timedelta(seconds=max(3600.0, 12 * pipeline.shard_seconds))
 
     @dag(
-        dag_id=f"predict_{pipeline.name}",
-        schedule=schedule,
+        **_how_it_starts(pipeline, schedule, announced),
         start_date=datetime(2020, 1, 1, tzinfo=UTC),
         catchup=False,
         max_active_runs=1,
@@ -114,7 +132,6 @@ def build(pipeline: Pipeline, schedule: Any = None) -> DAG:
         max_active_tasks=max(16, pipeline.max_shards),
         dagrun_timeout=RUN_TIMEOUT,
         default_args=DEFAULT_ARGS,
-        params=PARAMS,
         tags=["afterimage"],
         doc_md=__doc__,
     )
@@ -124,7 +141,7 @@ def build(pipeline: Pipeline, schedule: Any = None) -> DAG:
             from tasks import road
 
             settings = current_settings()
-            return road.list_images(current_request(pipeline), settings, road.open_cache(settings, _timeout()))
+            return road.list_images(asked(), settings, road.open_cache(settings, _timeout()))
 
         @task
         def deduplicate(listed: dict[str, Any]) -> list[dict[str, Any]]:
@@ -133,7 +150,7 @@ def build(pipeline: Pipeline, schedule: Any = None) -> DAG:
             settings = current_settings()
             engine = road.open_cache(settings, _timeout())
             road.check_cache(engine, listed["cache"])
-            shards = road.deduplicate(current_request(pipeline), settings, engine)
+            shards = road.deduplicate(asked(), settings, engine)
             return [shard.to_dict() for shard in shards]
 
         @task(
@@ -162,7 +179,7 @@ def build(pipeline: Pipeline, schedule: Any = None) -> DAG:
             from tasks import road
 
             context: Any = get_current_context()
-            request, settings = current_request(pipeline), current_settings()
+            request, settings = asked(), current_settings()
             engine = road.open_cache(settings, _timeout())
             road.check_cache(engine, listed["cache"])
             if request.dry_run:
@@ -178,7 +195,7 @@ def build(pipeline: Pipeline, schedule: Any = None) -> DAG:
         def close_run() -> dict[str, Any] | None:
             from tasks import road
 
-            request, settings = current_request(pipeline), current_settings()
+            request, settings = asked(), current_settings()
             closed = road.close_run(request, settings)
             tell(request, settings)
             return closed
@@ -187,8 +204,10 @@ def build(pipeline: Pipeline, schedule: Any = None) -> DAG:
         published = publish_run(listed)
         shards: Any = deduplicate(listed)
         on_ray = pipeline.engine == "ray"
-        predicted = _predict_on_ray(pipeline, shards) if on_ray else predict_and_upsert.expand(shard=shards)
+        predicted = _predict_on_ray(pipeline, asked, shards) if on_ray else predict_and_upsert.expand(shard=shards)
         predicted >> published
+        if announced is not None:
+            predicted >> follow_up(announced)
         # A teardown cannot hide a failed shard from Airflow: the state of the run does not ask for it.
         published >> close_run().as_teardown()
         return published
@@ -196,7 +215,17 @@ def build(pipeline: Pipeline, schedule: Any = None) -> DAG:
     return predict()
 
 
-def _predict_on_ray(pipeline: Pipeline, shards: Any) -> Any:
+def _how_it_starts(pipeline: Pipeline, schedule: Any, announced: Asset | None) -> dict[str, Any]:
+    """The DAG's name, its schedule and its form."""
+    if announced is not None:
+        return {"dag_id": f"predict_{pipeline.name}_events", "schedule": [announced], "params": ANNOUNCED_PARAMS}
+    # A bare cron string has an interval of zero width in Airflow 3, and a backfill would find nothing.
+    if schedule is None and pipeline.schedule is not None:
+        schedule = CronDataIntervalTimetable(pipeline.schedule, timezone="UTC")
+    return {"dag_id": f"predict_{pipeline.name}", "schedule": schedule, "params": PARAMS}
+
+
+def _predict_on_ray(pipeline: Pipeline, asked: Callable[[], RunRequest], shards: Any) -> Any:
     """One task for all shards: it waits for a Ray cluster, and needs no slot of a GPU."""
 
     @task(execution_timeout=RUN_TIMEOUT)
@@ -211,7 +240,7 @@ def _predict_on_ray(pipeline: Pipeline, shards: Any) -> Any:
         bar = progress.lines(log.info, every=30.0)
         bar.plan(descriptors)
         engine_of(pipeline)(descriptors, settings, bar.advance, partial(send, pipeline.name))
-        return road.summary_of(current_request(pipeline), settings)
+        return road.summary_of(asked(), settings)
 
     return predict_on_ray(shards)
 
@@ -225,3 +254,5 @@ def _timeout() -> timedelta | None:
 # A wrong table must not stop the pipelines beside it; wrong_pipelines.py shows it as its import error.
 for _pipeline in read_pipelines(load_settings().pipelines)[0].values():
     build(_pipeline)
+    if _pipeline.events is not None:
+        build(_pipeline, announced=announced_asset(_pipeline))

@@ -30,7 +30,7 @@ from tasks.models.cascade import resolve_models
 from tasks.notifications import Notice, notice_of
 from tasks.plan import RunRequest, ShardDescriptor
 from tasks.settings import Settings
-from tasks.sources import filter_of, inventory_moment, prefix_of, source_of
+from tasks.sources import announced, filter_of, inventory_moment, prefix_of, source_of
 from tasks.window import EVERYTHING, SCHEDULED
 from tasks.worker import Observe, Progress, decoder_of, no_observation, no_progress
 
@@ -222,6 +222,7 @@ def _listing(request: RunRequest, settings: Settings) -> dict[str, Any]:
         "include": list(table.include),
         "exclude": list(table.exclude),
         "window": [moment and moment.isoformat() for moment in (window.start, window.end)],
+        "announced": announced(request),
     }
 
 
@@ -235,7 +236,7 @@ def _check_listing(then: dict[str, Any], now: dict[str, Any]) -> None:
 def _saw(request: RunRequest, location: Location) -> Callable[[str], bool] | None:
     """Whether the listing would have shown a key; None where a key does not tell, as within a window on LastModified."""
     keys, template, window = filter_of(request), location.template, request.window
-    if request.retry:
+    if request.retry or request.keys is not None:
         return None
     if template is None:
         return keys.wants if window.is_open else None

@@ -6,14 +6,18 @@ allows: only a listing of the bucket itself says that something is gone.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine
 
+from tasks.announcements import Wanted
 from tasks.cache.runs import Staging, now
 from tasks.cache.staging import not_yet_staged
 from tasks.cache.whole_listings import INVENTORY, unreconciled_since
@@ -21,7 +25,8 @@ from tasks.listing import KeyFilter, Page, choose, list_pages
 from tasks.location import Location, parse_location
 from tasks.plan import RunRequest
 from tasks.settings import Settings
-from tasks.storage import open_store
+from tasks.storage import ObjectStore, open_store
+from tasks.storage.base import PAGE_OBJECTS
 
 if TYPE_CHECKING:
     from tasks.storage.inventory import Inventory
@@ -42,15 +47,24 @@ def source_of(request: RunRequest, settings: Settings, engine: Engine, listing: 
     location = parse_location(request.pipeline.images)
     if request.retry:
         return Source(lambda _staging: [])  # It takes what is due from the quarantine, in deduplicate.
+    store = open_store(location, settings)
+    if request.keys is not None:
+        return Source(lambda _staging: _announced_pages(request, location, store, settings.readers))
     if _takes_inventory(request, location, engine, listing):
         return _inventory(request, location, settings, engine)
-    store = open_store(location, settings)
     return Source(lambda _staging: list_pages(store, location, request.window, filter_of(request)))
 
 
 def filter_of(request: RunRequest) -> KeyFilter:
     """The include and exclude globs of a run's pipeline."""
     return KeyFilter(request.pipeline.include, request.pipeline.exclude)
+
+
+def announced(request: RunRequest) -> dict[str, Any] | None:
+    """What tells the keys that were announced to a run from others; None for a run that looks for its objects itself."""
+    if request.keys is None:
+        return None
+    return {"keys": len(request.keys), "sha256": hashlib.sha256(json.dumps(request.keys).encode()).hexdigest()}
 
 
 def prefix_of(location: Location) -> str:
@@ -108,3 +122,21 @@ def _inventory_pages(
     for found in inventory.pages(prefix_of(location)):
         page = choose(found, location, request.window, keys)
         yield Page(not_yet_staged(engine, staging, page.images), page.ignored)
+
+
+def _announced_pages(request: RunRequest, location: Location, store: ObjectStore, readers: int) -> Iterator[Page]:
+    """Announced keys in the state that they have now, many asked for at the same time. What is gone again is left out."""
+    keys, once = filter_of(request), sorted(set(request.keys or ()))
+    wanted = Wanted(request.pipeline.images, keys)
+    mine = [key for key in once if wanted.holds_key(key)]
+    yield Page([], ignored=len(once) - len(mine))
+    gone = 0
+    with ThreadPoolExecutor(max(1, min(readers, len(mine)))) as pool:
+        for start in range(0, len(mine), PAGE_OBJECTS):
+            part = mine[start : start + PAGE_OBJECTS]
+            found = [image for image in pool.map(store.head, part) if image is not None]
+            gone += len(part) - len(found)
+            yield choose(found, location, request.window, keys)
+    log.info(
+        "%d keys were announced; %d are none of this pipeline, %d are gone", len(once), len(once) - len(mine), gone
+    )

@@ -12,10 +12,10 @@ from sqlalchemy import Engine, select
 from tasks.cache.database import reading
 from tasks.cache.runs import SUCCESS
 from tasks.cache.schema import run, source
-from tasks.window import RETRY
+from tasks.window import EVENTS, RETRY
 
-# The keys of a run's listing under which it keeps that it took an inventory, and which keys were announced to it.
-INVENTORY, ANNOUNCED = "inventory", "announced"
+# The key of a run's listing under which it keeps that it took an inventory.
+INVENTORY = "inventory"
 
 # What makes two listings show the same objects.
 _SAME = ("images", "include", "exclude")
@@ -27,13 +27,15 @@ def unreconciled_since(engine: Engine, prefix: str, listing: Mapping[str, Any]) 
 
     `listing` is that of the run that asks: only runs over the same objects count.
     """
-    everything = (run.c.window_start.is_(None), run.c.window_end.is_(None), run.c.run_type != RETRY)
-    # Announced keys come many times an hour, and say nothing here.
-    rows = run.c.listing.not_like(f'%"{ANNOUNCED}": {{%')
+    everything = (
+        run.c.window_start.is_(None),
+        run.c.window_end.is_(None),
+        run.c.run_type.not_in((RETRY, EVENTS)),
+    )
     query = (
         select(run.c.started_at, run.c.listing)
         .join_from(run, source)
-        .where(source.c.uri == listing["source"], run.c.prefix == prefix, run.c.state == SUCCESS, *everything, rows)
+        .where(source.c.uri == listing["source"], run.c.prefix == prefix, run.c.state == SUCCESS, *everything)
         .order_by(run.c.run_no.desc())
     )
     oldest: datetime | None = None

@@ -45,6 +45,13 @@ class ObjectStore(Protocol):
         """
         ...
 
+    def head(self, key: str) -> ImageObject | None:
+        """One object as a listing would show it now; None where it is not there, or would not be shown.
+
+        Raises AccessDenied or TransientStorageError.
+        """
+        ...
+
     def read(self, key: str, etag: str | None) -> Blob:
         """Read one object; with an etag only in the state that it names.
 

@@ -153,6 +153,18 @@ class S3Store:
         except Exception as error:
             self._translate(error, f"s3://{self.bucket}/{prefix}")
 
+    def head(self, key: str) -> ImageObject | None:
+        """HEAD one object; see ObjectStore.head."""
+        try:
+            answer = self._client.head_object(Bucket=self.bucket, Key=key)
+        except Exception as error:
+            try:
+                self._translate(error, f"s3://{self.bucket}/{key}")
+            except ObjectVanished:
+                return None
+        modified = answer["LastModified"].astimezone(UTC)
+        return ImageObject(key, answer["ETag"].strip('"'), answer["ContentLength"], modified)
+
     def read(self, key: str, etag: str | None) -> Blob:
         """GET one object, with If-Match where an etag is given; see ObjectStore.read."""
         blob = self._fast.read(key, etag) or self._read_with_boto3(key, etag)

@@ -82,7 +82,7 @@ ORDER = (
     {"plan"},
     {"listing", "deduplication", "inference", "reporting"},
     {"optimisation"},
-    {"worker", "sources"},
+    {"announcements", "worker", "sources"},
     {"engines"},
     {"road"},
     {"progress", "tables"},
