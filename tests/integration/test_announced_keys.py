@@ -156,3 +156,16 @@ def test_two_dags_of_one_name_are_refused(tmp_path: Path) -> None:
     file.write_text(f'[a]\n{table}events = "https://sqs.eu-west-1.amazonaws.com/1/q"\n[a_events]\n{table}')
     with pytest.raises(ConfigurationError, match=r"\[a_events\] has the DAG predict_a_events, and so have the events"):
         load_pipelines(file)
+
+
+def test_a_key_that_is_announced_while_the_daily_run_works_on_it_is_stored_once(make: Make) -> None:
+    runner = make()
+    prefix = "raw/" if runner.pipeline.images.startswith("s3:") else ""
+    daily, daily_shards = runner.plan()
+    events, shards = runner.plan(keys=tuple(f"{prefix}{number:05d}.png" for number in range(4)), run_type="events")
+    for shard in (*daily_shards, *shards):
+        road.predict_shard(shard, runner.settings)
+    counts = [road.publish_run(request, runner.settings) for request in (daily, events)]
+    assert [outcomes(one) for one in counts] == [{"predicted": 6}, {"reused": 4}]
+    assert sum(one["forward_passes"] for one in counts) == 6
+    assert runner.rows("SELECT count(*) AS n FROM prediction") == [{"n": 6}]

@@ -14,6 +14,7 @@ import pytest
 
 from tasks import road, sources
 from tasks.cache import runs
+from tasks.doctor import Finding, examine
 from tasks.errors import TooManyFailures
 from tasks.settings import load_settings
 from tasks.storage.s3 import S3Store, client
@@ -208,6 +209,24 @@ def test_a_key_that_comes_twice_is_staged_once(make: Make, inventories: Inventor
     entries = inventories.entries()
     inventories.write(YESTERDAY, [*entries, *entries, *entries], files=3)
     assert outcomes(make().run()) == {"predicted": len(KEYS)}
+
+
+def test_the_doctor_tells_of_the_newest_inventory(
+    make: Make, inventories: Inventories, tmp_path: Path, s3_settings: dict[str, str]
+) -> None:
+    table = make().pipeline
+    file = tmp_path / "pipelines.toml"
+    file.write_text(f'[x]\nimages = "{table.images}"\nmodel = "{table.model}"\ninventory = "{table.inventory}"\n')
+    settings = load_settings(pipelines=file, database=make().settings.database_url, device="cpu", **s3_settings)
+
+    def found() -> Finding:
+        return next(one for one in examine(settings, None) if one.check == "x: inventory")
+
+    assert (found().ok, "no complete inventory" in found().finding) == (False, True)
+    inventories.write(NOW - timedelta(days=10))
+    assert (found().ok, "more than 9 days ago" in found().finding) == (False, True)
+    inventories.write(YESTERDAY)
+    assert (found().ok, "in 2 CSV files" in found().finding) == (True, True)
 
 
 def test_parquet(make: Make, inventories: Inventories) -> None:
