@@ -83,7 +83,7 @@ def airflow(home: Path, url: str, postgres_server: str, s3_endpoint: str) -> Ite
         "AFTERIMAGE_DATABASE": url,
         "AFTERIMAGE_DEVICE": "cpu",
         # A trigger begins when its DAG is parsed again after it was unpaused.
-        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "3",
+        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "8",
         "AIRFLOW_CONN_AFTERIMAGE_STORAGE": (
             '{"conn_type": "aws", "login": "test", "password": "test", '
             f'"extra": {{"endpoint_url": "{s3_endpoint}", "region_name": "us-east-1"}}}}'
@@ -116,10 +116,10 @@ DAG = "predict_photos_events"
 def test_an_object_that_is_written_is_predicted(airflow: Standalone, bucket: Bucket, cache: Runner) -> None:
     bucket.put("raw/before.png", 1)
     airflow.unpause(DAG)
-    airflow.wait(lambda: "raw/before.png" in predicted(cache), 120, "a prediction of what was in the queue")
+    airflow.wait(lambda: "raw/before.png" in predicted(cache), 240, "a prediction of what was in the queue")
     bucket.put("raw/a b+c%20ä.png", 2)
     bucket.put("other/x.png", 3)
-    airflow.wait(lambda: "raw/a b+c%20ä.png" in predicted(cache), 120, "a prediction of what was announced")
+    airflow.wait(lambda: "raw/a b+c%20ä.png" in predicted(cache), 240, "a prediction of what was announced")
     airflow.wait(lambda: bucket.messages() == 0, 30, "an empty queue")
     assert predicted(cache) == {"raw/before.png", "raw/a b+c%20ä.png"}
     for run in airflow.finished(DAG, "asset_triggered", 2):
@@ -152,5 +152,5 @@ def test_what_comes_while_a_run_is_under_way_is_not_left_lying(
     for number, key in enumerate(sorted(keys)):
         airflow.wait(lambda: bucket.messages() == 0, 60, "an empty queue")
         bucket.put(key, 100 + number)
-    airflow.wait(lambda: predicted(cache) == before | keys, 150, "predictions of all that was announced")
+    airflow.wait(lambda: predicted(cache) == before | keys, 240, "predictions of all that was announced")
     assert cache.rows("SELECT count(*) AS n FROM v_prediction")[0]["n"] == len(before | keys)
