@@ -59,20 +59,20 @@ def left(sqs: Any, queue: str) -> int:
 class Triggerer:
     """What Airflow's triggerer does with triggers of one queue: shared streams, and its word that an event was stored."""
 
-    def __init__(self, *triggers: QueueTrigger) -> None:
+    def __init__(self, *triggers: QueueTrigger, patience: float = 60) -> None:
         self.events: dict[int, list[TriggerEvent]] = {number: [] for number in range(len(triggers))}
         self._triggers = triggers
-        self._manager = SharedStreamManager(ack_timeout=60)
+        self._manager = SharedStreamManager(ack_timeout=patience)
         self._unsaid: list[int] = []
 
     async def __aenter__(self) -> Triggerer:
-        self._tasks = [asyncio.create_task(self._run(number)) for number in self.events]
+        self.tasks = [asyncio.create_task(self._run(number)) for number in self.events]
         return self
 
     async def __aexit__(self, *_error: object) -> None:
-        for task in self._tasks:
+        for task in self.tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self.tasks, return_exceptions=True)
         await self._manager.stop_all()
 
     async def _run(self, number: int) -> None:
@@ -133,6 +133,23 @@ def test_what_was_not_stored_comes_again(queue: str, sqs: Any, monkeypatch: pyte
 
     assert asyncio.run(watch()) == asyncio.run(watch()) == ["raw/a.png"]
     assert left(sqs, queue) == 1
+
+
+def test_what_airflow_could_not_store_is_not_removed(queue: str, sqs: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Its database is away: the triggerer gives the event up after a while."""
+    send(sqs, queue, records(record("raw/a.png")))
+
+    async def watch() -> None:
+        async with Triggerer(trigger(queue), patience=0.5) as triggerer:
+            await until(lambda: triggerer.tasks[0].done())
+            assert type(triggerer.tasks[0].exception()).__name__ == "AckTimeout"
+            await until(lambda: "1 messages" in caplog.text)
+            await asyncio.sleep(0.5)
+            assert left(sqs, queue) == 1
+
+    with caplog.at_level("WARNING"):
+        asyncio.run(watch())
+    assert "could not be handed on. They come again." in caplog.text
 
 
 def test_what_nobody_wants_is_dropped_with_a_line(queue: str, sqs: Any, caplog: pytest.LogCaptureFixture) -> None:
