@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from afterimage_events import QueueTrigger
 from airflow.sdk import Asset, AssetWatcher, get_current_context, task
 from airflow.sdk.exceptions import AirflowSkipException
 
@@ -16,6 +15,9 @@ log = logging.getLogger(__name__)
 
 def announced_asset(pipeline: Pipeline) -> Asset:
     """Changes whenever the pipeline's queue announces images that it wants; the triggerer watches the queue."""
+    # From plugins/, and only where somebody wants it: no other pipeline depends on that folder.
+    from afterimage_events import QueueTrigger
+
     assert pipeline.events is not None
     trigger = QueueTrigger(pipeline.events, pipeline.images, pipeline.include, pipeline.exclude)
     return Asset(
