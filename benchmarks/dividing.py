@@ -16,10 +16,11 @@ from pathlib import Path
 from sqlalchemy import Engine
 
 from tasks.cache.database import connect
+from tasks.cache.listed import stage_page
 from tasks.cache.migrating import migrate
 from tasks.cache.runs import RunKey, RunStart, Staging, open_run
-from tasks.cache.staging import stage_page
 from tasks.deduplication import DedupeOptions, Division, deduplicate
+from tasks.listing import Page
 from tasks.models.cascade import Model, resolve_models
 from tasks.pipelines import Pipeline
 from tasks.settings import load_settings
@@ -37,7 +38,8 @@ def stage(engine: Engine, count: int) -> Staging:
     staging = open_run(engine, start)
     for first in range(0, count, PAGE_OBJECTS):
         page = range(first, min(count, first + PAGE_OBJECTS))
-        stage_page(engine, staging, [ImageObject(f"{n:08d}.jpg", f"{n:032x}", 100_000, MODIFIED) for n in page], 0)
+        images = [ImageObject(f"{n:08d}.jpg", f"{n:032x}", 100_000, MODIFIED) for n in page]
+        stage_page(engine, staging, Page(images, 0))
     return staging
 
 

@@ -51,9 +51,10 @@ FILL = [
     "md5(n::text), 100000 + n % 100000, now() - make_interval(days => n % {days}, secs => n % 86400), "
     "sha256(convert_to((CASE WHEN n % 100 = 0 THEN n - 1 ELSE n END)::text, 'UTF8')), now(), NULL "
     "FROM generate_series(1, {images}) n",
-    "INSERT INTO prediction SELECT m, digest, l, 'label ' || l, score, least(score, 2 * score - 1 + (1 - score) * random()), "
-    "1 - score, '[{{\"label\": \"label ' || l || '\", \"score\": ' || score || '}}]', "
-    "(m - 1) * {days} + 1 + (h % {days}), 1, now(), NULL FROM ("
+    "SELECT add_partition(m) FROM generate_series(1, 2) m",
+    "INSERT INTO prediction SELECT now(), m, (m - 1) * {days} + 1 + (h % {days}), l, score, "
+    "least(score, 2 * score - 1 + (1 - score) * random()), "
+    "1 - score, 1, digest, '' FROM ("
     "SELECT m, digest, h, 1 - power(random(), 4) AS score, "
     "CASE WHEN m = 2 AND random() < 0.1 THEN floor(random() * {labels})::int ELSE h % {labels} END AS l FROM ("
     "SELECT DISTINCT digest, ('x' || substr(encode(digest, 'hex'), 1, 7))::bit(28)::int AS h FROM image) d, "
@@ -63,7 +64,7 @@ FILL = [
     "(ARRAY['truncated', 'empty', 'not_an_image', 'storage_error'])[n % 4 + 1], 'It is broken.', 'pillow', 1, "
     "CASE WHEN n % 4 = 3 THEN now() END, now(), now() - make_interval(mins => n), 1, NULL "
     "FROM generate_series(1, {images} / 100) n",
-    "INSERT INTO review SELECT 'photos', digest, label, 2, 'admin', now() FROM prediction WHERE model_no = 2 "
+    "INSERT INTO review SELECT 'photos', digest, 'label ' || label_index, 2, 'admin', now() FROM prediction WHERE model_no = 2 "
     "ORDER BY margin LIMIT {images} / 200",
     "INSERT INTO label_count (pipeline, model_no, day, label_index, run_no, images) "
     "SELECT 'photos', p.model_no, (i.last_modified AT TIME ZONE 'UTC')::date, p.label_index, "

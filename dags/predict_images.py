@@ -19,6 +19,9 @@ calls itself a success, and returns the counts as its result.
 
 **Long shards** give up their slot every half hour and are scheduled again; nothing is lost and no retry is spent.
 
+**Listing.** With `list_tasks` above 1 the mapped task `list_range` shares the listing of a source that had a million objects in
+the run before; else `list_images` lists all by itself, and `list_range` is skipped.
+
 **On Ray.** With `engine = "ray"` one task, `predict_on_ray`, gives the shards to a Ray cluster (`AFTERIMAGE_RAY_ADDRESS`). It
 uses no GPU itself; when it ends, however it ends, its actors end.
 
@@ -67,6 +70,11 @@ log = logging.getLogger(__name__)
 # The scheduler must have heard of the end of a task before it may start the task again; else it takes the news for a
 # failure of the second one.
 HANDOVER = timedelta(seconds=15)
+
+# Where the counts of list_images lie when its result are ranges: a task can be mapped over a result only.
+LISTED = "listed"
+
+LISTING_IS_DONE = {False: "all_success", True: "none_failed"}
 
 PARAMS = {
     "window_start": Param(
@@ -137,13 +145,11 @@ def build(pipeline: Pipeline, schedule: Any = None, announced: Asset | None = No
     )
     def predict() -> Any:
         @task
-        def list_images() -> dict[str, Any]:
-            from tasks import road
+        def list_images() -> Any:
+            return _list(pipeline, asked)
 
-            settings = current_settings()
-            return road.list_images(asked(), settings, road.open_cache(settings, _timeout()))
-
-        @task
+        # Where list_images has listed everything there is no range to map over, and list_range is skipped.
+        @task(trigger_rule=LISTING_IS_DONE[pipeline.list_tasks > 1])
         def deduplicate(listed: dict[str, Any]) -> list[dict[str, Any]]:
             from tasks import road
 
@@ -200,9 +206,10 @@ def build(pipeline: Pipeline, schedule: Any = None, announced: Asset | None = No
             tell(request, settings)
             return closed
 
-        listed: Any = list_images()
+        listed, ranges = _list_ranges(pipeline, asked, list_images())
         published = publish_run(listed)
         shards: Any = deduplicate(listed)
+        ranges >> shards
         on_ray = pipeline.engine == "ray"
         predicted = _predict_on_ray(pipeline, asked, shards) if on_ray else predict_and_upsert.expand(shard=shards)
         predicted >> published
@@ -223,6 +230,38 @@ def _how_it_starts(pipeline: Pipeline, schedule: Any, announced: Asset | None) -
     if schedule is None and pipeline.schedule is not None:
         schedule = CronDataIntervalTimetable(pipeline.schedule, timezone="UTC")
     return {"dag_id": f"predict_{pipeline.name}", "schedule": schedule, "params": PARAMS}
+
+
+def _list(pipeline: Pipeline, asked: Callable[[], RunRequest]) -> Any:
+    """What was listed; where other tasks share the listing its ranges are the result, and what was listed lies beside them."""
+    from tasks import road
+
+    request, settings = asked(), current_settings()
+    engine = road.open_cache(settings, _timeout())
+    if pipeline.list_tasks == 1:
+        return road.list_images(request, settings, engine)
+    listed, parts = road.plan_listing(request, settings, engine)
+    context: Any = get_current_context()
+    context["ti"].xcom_push(LISTED, listed)
+    return [part.to_dict() for part in parts]
+
+
+def _list_ranges(pipeline: Pipeline, asked: Callable[[], RunRequest], listed: Any) -> tuple[Any, list[Any]]:
+    """What later steps need to know of the listing, and the mapped task that shares it, if any does."""
+    if pipeline.list_tasks == 1:
+        return listed, []
+
+    @task(map_index_template="{{ range_label }}")
+    def list_range(part: dict[str, Any]) -> dict[str, Any]:
+        from tasks import road
+        from tasks.plan import RangeDescriptor
+
+        descriptor, settings = RangeDescriptor.from_dict(part), current_settings()
+        get_current_context()["range_label"] = descriptor.label  # type: ignore[typeddict-unknown-key]
+        engine = road.open_cache(settings, _timeout())
+        return road.list_range(asked(), settings, descriptor, engine)
+
+    return listed[LISTED], [list_range.expand(part=listed)]
 
 
 def _predict_on_ray(pipeline: Pipeline, asked: Callable[[], RunRequest], shards: Any) -> Any:

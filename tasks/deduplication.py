@@ -12,7 +12,7 @@ from tasks.cache import reconciling
 from tasks.cache import staging as rows
 from tasks.cache.blocking import hold_off_erasing
 from tasks.cache.database import repeated, writing
-from tasks.cache.models import register_model
+from tasks.cache.models import mark_of, register_model
 from tasks.cache.runs import Staging
 from tasks.models.cascade import Model
 
@@ -32,6 +32,7 @@ class DedupeOptions:
     """What the pipeline and the run say about deduplication; `workers` is how many shards there are at least.
 
     `as_of` is the moment that the listing tells of, where it is an inventory of the past; None where it is the present.
+    `is_reconciled` says that the listing has marked what is gone, and staged only what is not known.
     """
 
     force: bool
@@ -41,6 +42,7 @@ class DedupeOptions:
     workers: int = 1
     dry_run: bool = False
     as_of: datetime | None = None
+    is_reconciled: bool = False
 
 
 @repeated
@@ -53,7 +55,7 @@ def deduplicate(
     saw: Callable[[str], bool] | None,
     retried: Callable[[str], bool] | None,
 ) -> Division:
-    """Judge the staged rows and number the open ones into shards, in one transaction.
+    """Judge the staged rows and number the open ones into shards, in one transaction; the model is registered before it.
 
     `saw` tells of a key whether the listing would have shown it, so that images which are gone can be marked; None
     where that cannot be told. `retried` tells whether a key belongs to the pipeline, where failures that are due are
@@ -62,15 +64,18 @@ def deduplicate(
     spec = model.identity()
     rows.refresh_statistics(engine)
     with writing(engine) as connection:
-        hold_off_erasing(connection)
+        # By itself: a partition that is new is locked until the transaction ends.
         model_no = register_model(connection, model.model_id, model.name, model.version, spec, model.labels)
+    with writing(engine) as connection:
+        hold_off_erasing(connection)
         rows.attach_model(connection, staging, model_no)
-        rules = rows.Rules(model_no, decoder, options.force, options.limit)
+        rules = rows.Rules(model_no, mark_of(connection, model_no), decoder, options.force, options.limit)
         if not options.dry_run:
             # Images before failures, as commits lock them.
             reconciling.unmark_returned(connection, staging, options.as_of)
-            if saw is not None:
+            if saw is not None and not options.is_reconciled:
                 reconciling.mark_deleted(connection, staging, saw)
+            if saw is not None:
                 reconciling.forget_gone(connection, staging, saw)
         if retried is not None:
             reconciling.stage_due(connection, staging, rules, retried)

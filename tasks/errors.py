@@ -14,6 +14,7 @@
     └── RunError                    a run cannot go on, or must not be called a success
         ├── StaleGeneration         list_images ran again while this worker held older staging
         ├── StagingLost             the staging rows that a shard was promised are not there
+        ├── ListingIncomplete       ranges of the listing are open: what lies in them would be taken for deleted
         ├── ModelChanged            the bundle is not the one that deduplicate saw
         ├── GlobalFault             nothing can be read or predicted, so no image is to blame
         ├── WorkersLost             the processes that shared a machine's work died again and again
@@ -94,6 +95,10 @@ class StagingLost(RunError):
     """The staging rows that a shard was promised are not there."""
 
 
+class ListingIncomplete(RunError):
+    """Ranges of a run's listing are not done."""
+
+
 class ModelChanged(RunError):
     """The bundle is not the one that deduplicate saw."""
 
@@ -130,5 +135,13 @@ class DriftExceeded(RunError):
     """The predictions have moved from the baseline by more than drift_limit; everything is committed."""
 
 
-LASTING = (ConfigurationError, ModelChanged, StagingLost, InvariantViolation, TooManyFailures, DriftExceeded)
+LASTING = (
+    ConfigurationError,
+    ModelChanged,
+    StagingLost,
+    ListingIncomplete,
+    InvariantViolation,
+    TooManyFailures,
+    DriftExceeded,
+)
 """Trying again cannot mend these; all else is tried again."""

@@ -54,6 +54,8 @@ class Pipeline(BaseModel):
     max_shards: Annotated[int, Field(ge=1, le=1024)] = 64
     workers: Annotated[int, Field(ge=1, le=1024)] = 1
     engine: Literal["airflow", "ray"] = "airflow"
+    list_workers: Annotated[int, Field(ge=1, le=256)] = 16
+    list_tasks: Annotated[int, Field(ge=1, le=256)] = 1
     commit_images: Annotated[int, Field(ge=1, le=100_000)] = 2_000
     lookback_days: Annotated[int, Field(ge=0, le=3650)] = 3
     keep_runs_days: Annotated[float, Field(gt=0, le=36_500)] = 7.0

@@ -74,3 +74,33 @@ class ShardDescriptor:
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of to_dict."""
         return cls(**{**values, "models": tuple(values["models"]), "margins": tuple(values["margins"])})
+
+
+@dataclass(frozen=True, slots=True)
+class RangeDescriptor:
+    """What one mapped task of a listing gets: which range it begins with. Never keys: these are in the cache."""
+
+    run_no: int
+    generation: int
+    number: int
+    ranges: int
+    cache: str
+
+    @property
+    def staging(self) -> Staging:
+        """The staging that the range belongs to."""
+        return Staging(self.run_no, self.generation)
+
+    @property
+    def label(self) -> str:
+        """How a person reads it: `range 3/16`."""
+        return f"range {self.number + 1}/{self.ranges}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, for XCom."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of to_dict."""
+        return cls(**values)

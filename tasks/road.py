@@ -14,27 +14,35 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from tasks import reporting, worker
+from tasks import range_listing, reporting, worker
 from tasks.cache.database import cache_name
+from tasks.cache.known import ledger_of
+from tasks.cache.listed import stage_page
 from tasks.cache.notices import claim_notice, closed_run
 from tasks.cache.quarantine import count_due
-from tasks.cache.runs import RunStart, find_staging, forget_run, listing_of, open_run
-from tasks.cache.staging import expected_work, stage_page
+from tasks.cache.ranges import finish, listed_before
+from tasks.cache.runs import RunStart, Staging, find_staging, forget_run, listing_of, open_run
+from tasks.cache.staging import expected_work
 from tasks.deduplication import DedupeOptions
 from tasks.deduplication import deduplicate as divide
 from tasks.engines import ShardEngine
 from tasks.engines.local import run_shards
 from tasks.errors import StagingLost
+from tasks.listing import Selection
 from tasks.location import Location, parse_location
 from tasks.models.cascade import resolve_models
 from tasks.notifications import Notice, notice_of
-from tasks.plan import RunRequest, ShardDescriptor
+from tasks.plan import RangeDescriptor, RunRequest, ShardDescriptor
 from tasks.settings import Settings
-from tasks.sources import announced, filter_of, inventory_moment, prefix_of, source_of
+from tasks.sources import OtherSource, announced, filter_of, inventory_moment, other_source, prefix_of
+from tasks.storage import ObjectStore, open_store
 from tasks.window import EVERYTHING, SCHEDULED
 from tasks.worker import Observe, Progress, decoder_of, no_observation, no_progress
 
 log = logging.getLogger(__name__)
+
+# In a run's listing: the model whose predicted images were dropped while they were listed.
+DROPPED_FOR = "dropped_for"
 
 format_summary = reporting.format_summary
 
@@ -47,20 +55,96 @@ predict_shard = worker.predict_shard
 def list_images(request: RunRequest, settings: Settings, engine: Engine | None = None) -> dict[str, Any]:
     """Stage what the run looks at; a new attempt replaces the staging of the older one."""
     engine = engine or open_cache(settings)
+    source, is_large, other = _open_listing(request, settings, engine)
+    return _listed(request, source, _list_all(request, source, other, is_large=is_large))
+
+
+def plan_listing(
+    request: RunRequest, settings: Settings, engine: Engine | None = None
+) -> tuple[dict[str, Any], list[RangeDescriptor]]:
+    """As list_images; where the run is known to be large it stages nothing, and divides the listing into `list_tasks` ranges."""
+    engine = engine or open_cache(settings)
+    source, is_large, other = _open_listing(request, settings, engine)
+    numbers = range_listing.plan_ranges(source, request.pipeline.list_tasks) if is_large else []
+    if not numbers:
+        return _listed(request, source, _list_all(request, source, other, is_large=False)), []
+    listed = _listed(request, source, (0, 0))
+    numbers = numbers[: request.pipeline.list_tasks]  # Whoever is done lists the others as well.
+    staging = source.staging
+    return listed, [
+        RangeDescriptor(staging.run_no, staging.generation, number, len(numbers), listed["cache"]) for number in numbers
+    ]
+
+
+def list_range(
+    request: RunRequest, settings: Settings, descriptor: RangeDescriptor, engine: Engine | None = None
+) -> dict[str, Any]:
+    """Stage one range of a listing, and help with the others until none is open. It goes on where an earlier attempt ended."""
+    engine = engine or open_cache(settings)
+    check_cache(engine, descriptor.cache)
+    listing = listing_of(engine, descriptor.staging)
+    _check_listing(listing, _listing(request, settings))
+    source = _source(request, engine, descriptor.staging, _store(request, settings), listing)
+    counts = range_listing.list_range(source, request.pipeline.list_workers, descriptor.number)
+    return _listed(request, source, counts)
+
+
+def _list_all(
+    request: RunRequest, source: range_listing.Source, other: OtherSource | None, *, is_large: bool
+) -> tuple[int, int]:
+    """Stage all that a run looks at; (listed, ignored)."""
+    if other is None:
+        return range_listing.list_all(source, request.pipeline.list_workers, is_large=is_large)
+    listed = ignored = 0
+    for page in other.pages(source.staging):
+        stage_page(source.engine, source.staging, page)
+        listed, ignored = listed + len(page.images), ignored + page.ignored
+    return listed, ignored
+
+
+def _open_listing(
+    request: RunRequest, settings: Settings, engine: Engine
+) -> tuple[range_listing.Source, bool, OtherSource | None]:
+    """Open the run; what it lists, whether the run before it was large, and what is looked at in place of a listing."""
     prefix = prefix_of(parse_location(request.pipeline.images))
     listing = _listing(request, settings)
-    source = source_of(request, settings, engine, listing)
-    kept = {**listing, **source.facts}
+    other = other_source(request, settings, engine, listing)
+    listing |= {} if other is None else other.facts
+    table = request.pipeline
+    may_be_large = other is None and max(table.list_workers, table.list_tasks) > 1
+    before = listed_before(engine, listing["source"], prefix, request.key) if may_be_large else 0
+    is_large = before >= range_listing.SPLIT_OBJECTS
+    store = _store(request, settings)
+    if is_large and not request.force and range_listing.can_be_split(store, prefix):
+        listing[DROPPED_FOR] = resolve_models(request.pipeline.models, request.pipeline.margins, settings).model_id
     start = RunStart(
-        request.key, request.run_type, request.name, listing["source"], prefix, request.window, request.force, kept
+        request.key, request.run_type, request.name, listing["source"], prefix, request.window, request.force, listing
     )
-    staging = open_run(engine, start)
-    listed = ignored = 0
-    for page in source.pages(staging):
-        stage_page(engine, staging, page.images, page.ignored)
-        listed, ignored = listed + len(page.images), ignored + page.ignored
+    return _source(request, engine, open_run(engine, start), store, listing), is_large, other
+
+
+def _store(request: RunRequest, settings: Settings) -> ObjectStore:
+    # A connection for each LIST that is under way.
+    readers = max(settings.readers, request.pipeline.list_workers)
+    return open_store(parse_location(request.pipeline.images), settings.model_copy(update={"readers": readers}))
+
+
+def _source(
+    request: RunRequest, engine: Engine, staging: Staging, store: ObjectStore, listing: dict[str, Any]
+) -> range_listing.Source:
+    """What a run lists; images that the cache knows are left out where `listing` says for which model."""
+    location = parse_location(request.pipeline.images)
+    selection = Selection(location, request.window, filter_of(request))
+    saw = None if request.dry_run else _saw(request, location)
+    ledger = ledger_of(engine, staging, listing[DROPPED_FOR], saw) if DROPPED_FOR in listing else None
+    return range_listing.Source(engine, staging, store, selection, ledger)
+
+
+def _listed(request: RunRequest, source: range_listing.Source, counts: tuple[int, int]) -> dict[str, Any]:
+    listed, ignored = counts
     log.info("Listed %d images under %s; ignored %d other objects", listed, request.pipeline.images, ignored)
-    return {"listed": listed, "ignored": ignored, "generation": staging.generation, "cache": cache_name(engine)}
+    generation, cache = source.staging.generation, cache_name(source.engine)
+    return {"listed": listed, "ignored": ignored, "generation": generation, "cache": cache}
 
 
 def deduplicate(request: RunRequest, settings: Settings, engine: Engine | None = None) -> list[ShardDescriptor]:
@@ -70,14 +154,23 @@ def deduplicate(request: RunRequest, settings: Settings, engine: Engine | None =
     model = resolve_models(request.pipeline.models, request.pipeline.margins, settings)
     location = parse_location(request.pipeline.images)
     listing = _listing(request, settings)
-    kept = listing_of(engine, staging)
-    _check_listing(kept, listing)
-    table, as_of = request.pipeline, inventory_moment(kept)
+    then = listing_of(engine, staging)
+    _check_listing(then, listing)
+    _check_dropped(then, model.model_id)
+    table = request.pipeline
     options = DedupeOptions(
-        request.force, request.limit, table.shard_seconds, table.max_shards, table.workers, request.dry_run, as_of
+        request.force,
+        request.limit,
+        table.shard_seconds,
+        table.max_shards,
+        table.workers,
+        request.dry_run,
+        as_of=inventory_moment(then),
+        is_reconciled=DROPPED_FOR in then,
     )
+    finish(engine, staging)
     # An inventory may lack what came since, so nothing is gone by its word.
-    saw = None if as_of is not None else _saw(request, location)
+    saw = None if options.as_of is not None else _saw(request, location)
     retried = _retried(request, location)
     division = divide(engine, staging, model, decoder_of(model), options, saw, retried)
     log.info("%s", reporting.format_summary(expectation(request, settings, engine)))
@@ -231,6 +324,15 @@ def _check_listing(then: dict[str, Any], now: dict[str, Any]) -> None:
     changed = [f"{name} was {then.get(name)!r} and is {now[name]!r}" for name in now if then.get(name) != now[name]]
     if changed:
         raise StagingLost(f"Since list_images {'; '.join(changed)}. Clear list_images, so that the run starts anew.")
+
+
+def _check_dropped(then: dict[str, Any], model_id: str) -> None:
+    """Images that were dropped have a prediction of one model, and perhaps none of another. Raises StagingLost."""
+    if then.get(DROPPED_FOR, model_id) != model_id:
+        raise StagingLost(
+            f"list_images dropped what the model {then[DROPPED_FOR][:12]} has predicted, and the pipeline's model is "
+            f"{model_id[:12]} now. Clear list_images, so that the run starts anew."
+        )
 
 
 def _saw(request: RunRequest, location: Location) -> Callable[[str], bool] | None:

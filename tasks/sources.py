@@ -21,7 +21,7 @@ from tasks.announcements import Wanted
 from tasks.cache.runs import Staging, now
 from tasks.cache.staging import not_yet_staged
 from tasks.cache.whole_listings import INVENTORY, unreconciled_since
-from tasks.listing import KeyFilter, Page, choose, list_pages
+from tasks.listing import KeyFilter, Page, Selection
 from tasks.location import Location, parse_location
 from tasks.plan import RunRequest
 from tasks.settings import Settings
@@ -35,24 +35,29 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """One way to find objects. `facts` join the run's listing; `pages` gives what the run looks at, for its staging."""
+class OtherSource:
+    """What a run looks at in place of a listing. `facts` join the run's listing; `pages` gives what it holds, for a staging."""
 
     pages: Callable[[Staging], Iterable[Page]]
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-def source_of(request: RunRequest, settings: Settings, engine: Engine, listing: Mapping[str, Any]) -> Source:
-    """Decide where a run finds its objects. Raises ConfigurationError where an inventory cannot be used."""
+def other_source(
+    request: RunRequest, settings: Settings, engine: Engine, listing: Mapping[str, Any]
+) -> OtherSource | None:
+    """Decide where a run finds its objects; None where it lists them itself.
+
+    Raises ConfigurationError where an inventory cannot be used.
+    """
     location = parse_location(request.pipeline.images)
     if request.retry:
-        return Source(lambda _staging: [])  # It takes what is due from the quarantine, in deduplicate.
-    store = open_store(location, settings)
+        return OtherSource(lambda _staging: [])  # It takes what is due from the quarantine, in deduplicate.
     if request.keys is not None:
-        return Source(lambda _staging: _announced_pages(request, location, store, settings.readers))
+        store = open_store(location, settings)
+        return OtherSource(lambda _staging: _announced_pages(request, location, store, settings.readers))
     if _takes_inventory(request, location, engine, listing):
         return _inventory(request, location, settings, engine)
-    return Source(lambda _staging: list_pages(store, location, request.window, filter_of(request)))
+    return None
 
 
 def filter_of(request: RunRequest) -> KeyFilter:
@@ -97,7 +102,7 @@ def _takes_inventory(request: RunRequest, location: Location, engine: Engine, li
     return True
 
 
-def _inventory(request: RunRequest, location: Location, settings: Settings, engine: Engine) -> Source:
+def _inventory(request: RunRequest, location: Location, settings: Settings, engine: Engine) -> OtherSource:
     from tasks.storage.inventory import open_inventory
 
     assert request.pipeline.inventory is not None
@@ -112,22 +117,22 @@ def _inventory(request: RunRequest, location: Location, settings: Settings, engi
         (now() - manifest.created).total_seconds() / 3600,
     )
     facts = {INVENTORY: {"manifest": manifest.key, "created": manifest.created.isoformat()}}
-    return Source(lambda staging: _inventory_pages(request, location, inventory, engine, staging), facts)
+    return OtherSource(lambda staging: _inventory_pages(request, location, inventory, engine, staging), facts)
 
 
 def _inventory_pages(
     request: RunRequest, location: Location, inventory: Inventory, engine: Engine, staging: Staging
 ) -> Iterator[Page]:
-    keys = filter_of(request)
+    selection = Selection(location, request.window, filter_of(request))
     for found in inventory.pages(prefix_of(location)):
-        page = choose(found, location, request.window, keys)
+        page = selection.page(found)
         yield Page(not_yet_staged(engine, staging, page.images), page.ignored)
 
 
 def _announced_pages(request: RunRequest, location: Location, store: ObjectStore, readers: int) -> Iterator[Page]:
     """Announced keys in the state that they have now, many asked for at the same time. What is gone again is left out."""
-    keys, once = filter_of(request), sorted(set(request.keys or ()))
-    wanted = Wanted(request.pipeline.images, keys)
+    selection, once = Selection(location, request.window, filter_of(request)), sorted(set(request.keys or ()))
+    wanted = Wanted(request.pipeline.images, selection.keys)
     mine = [key for key in once if wanted.holds_key(key)]
     yield Page([], ignored=len(once) - len(mine))
     gone = 0
@@ -136,7 +141,7 @@ def _announced_pages(request: RunRequest, location: Location, store: ObjectStore
             part = mine[start : start + PAGE_OBJECTS]
             found = [image for image in pool.map(store.head, part) if image is not None]
             gone += len(part) - len(found)
-            yield choose(found, location, request.window, keys)
+            yield selection.page(found)
     log.info(
         "%d keys were announced; %d are none of this pipeline, %d are gone", len(once), len(once) - len(mine), gone
     )

@@ -11,17 +11,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, bindparam, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, bindparam, case, select, update
 
+from tasks.cache import bulk
 from tasks.cache.blocking import blocked_digests, blocked_keys, hold_off_erasing
-from tasks.cache.database import repeated, writing
-from tasks.cache.models import predicted_now
-from tasks.cache.outcome import Finished, Progress, blocked
+from tasks.cache.database import is_sqlite, repeated, writing
+from tasks.cache.models import mark_of, predicted_now
+from tasks.cache.outcome import Finished, Progress, Scored, blocked
+from tasks.cache.packing import pack
 from tasks.cache.quarantine import quarantine
 from tasks.cache.runs import Staging, check_generation, insert, now
 from tasks.cache.schema import image, prediction, rate, shard, work_item
 
 CHUNK = 500
+
+PREDICTION = tuple(column.name for column in prediction.c)
+PREDICTED = ("digest", "model_no")
+IMAGE = tuple(column.name for column in image.c)
 
 # A shard of fewer reads was mostly start-up, and tells nothing about the rate.
 MEASURED_READS = 100
@@ -53,7 +59,7 @@ def commit(engine: Engine, scope: Scope, finished: Sequence[Finished], progress:
         mine = _after_erasing(connection, scope, row.source_no, mine)
         won = _insert_predictions(connection, scope, mine)
         outcomes = {item.key: _outcome(item, won) for item in mine}
-        _upsert_images(connection, row.source_no, mine)
+        _upsert_images(connection, row.source_no, mark_of(connection, scope.model_no), mine)
         quarantine(connection, row.source_no, scope.model_no, scope.decoder, scope.staging.run_no, mine)
         _close_rows(connection, scope.staging, outcomes)
         _advance(connection, scope, progress, len(outcomes))
@@ -115,70 +121,38 @@ def _open_keys(connection: Connection, staging: Staging, keys: Sequence[str]) ->
 def _insert_predictions(connection: Connection, scope: Scope, finished: Iterable[Finished]) -> set[bytes]:
     """Insert what is new and return the digests whose row this run made. With force, rows of other runs give way."""
     by_digest = {item.digest: item.scored for item in finished if item.digest is not None and item.scored is not None}
-    run_no, generation, moment = scope.staging.run_no, scope.staging.generation, now()
-    rows = [
-        {
-            "model_no": scope.model_no,
-            "digest": digest,
-            "label_index": scored.label_index,
-            "label": scored.label,
-            "score": scored.score,
-            "margin": scored.margin,
-            "entropy": scored.entropy,
-            "top_k": json.dumps([{"label": label, "score": score} for label, score in scored.top_k]),
-            "cascade_stage": scored.cascade_stage,
-            "run_no": run_no,
-            "generation": generation,
-            "predicted_at": moment,
-        }
-        for digest, scored in sorted(by_digest.items())
-    ]
-    if not rows:
-        return set()
-    statement = insert(connection, prediction)
-    conflict = ["model_no", "digest"]
-    if scope.force:
-        fresh = {name: statement.excluded[name] for name in rows[0] if name not in conflict}
-        statement = statement.on_conflict_do_update(
-            index_elements=conflict,
-            set_=fresh,
-            where=(prediction.c.run_no != run_no) | (prediction.c.generation != generation),
-        )
-    else:
-        statement = statement.on_conflict_do_nothing(index_elements=conflict)
-    return {bytes(digest) for (digest,) in connection.execute(statement.returning(prediction.c.digest), rows)}
+    rows = [prediction_row(scope, digest, scored) for digest, scored in by_digest.items()]
+    run_no, generation = scope.staging.run_no, scope.staging.generation
+
+    def decide(statement: Any) -> Any:
+        if not scope.force:
+            return statement.on_conflict_do_nothing(index_elements=PREDICTED).returning(prediction.c.digest)
+        fresh = {name: statement.excluded[name] for name in PREDICTION if name not in PREDICTED}
+        other = (prediction.c.run_no != run_no) | (prediction.c.generation != generation)
+        updated = statement.on_conflict_do_update(index_elements=PREDICTED, set_=fresh, where=other)
+        return updated.returning(prediction.c.digest)
+
+    made = bulk.write(connection, prediction, PREDICTION, rows, decide)
+    return set() if made is None else {bytes(digest) for (digest,) in made}
 
 
-def _upsert_images(connection: Connection, source_no: int, finished: Iterable[Finished]) -> None:
+def prediction_row(scope: Scope, digest: bytes, scored: Scored) -> bulk.Row:
+    """The values of a prediction, in the order of PREDICTION."""
+    run_no, generation = scope.staging.run_no, scope.staging.generation
+    numbers = (scored.label_index, scored.score, scored.margin, scored.entropy)
+    packed = pack(scored.entries, scored.cascade_stage)
+    return now(), scope.model_no, run_no, *numbers, generation, digest, packed
+
+
+def _upsert_images(connection: Connection, source_no: int, mark: int, finished: Iterable[Finished]) -> None:
     """Record (key, etag) -> digest where it differs; mark what vanished."""
     moment = now()
     rows = [
-        {
-            "source_no": source_no,
-            "key": item.image.key,
-            "etag": item.image.etag,
-            "size": item.image.size,
-            "last_modified": item.image.last_modified,
-            "digest": item.digest,
-            "recorded_at": moment,
-            "deleted_at": None,
-        }
+        (source_no, found.key, found.etag, found.size, found.last_modified, item.digest, moment, None, mark)
         for item in finished
-        if item.image is not None and item.digest is not None and item.failed is None
+        if (found := item.image) is not None and item.digest is not None and item.failed is None
     ]
-    if rows:
-        statement = insert(connection, image)
-        new = statement.excluded
-        differs = (
-            (image.c.etag != new.etag)
-            | (image.c.digest != new.digest)
-            | (image.c.last_modified != new.last_modified)
-            | image.c.deleted_at.is_not(None)
-        )
-        fresh = {name: new[name] for name in rows[0] if name not in ("source_no", "key")}
-        connection.execute(
-            statement.on_conflict_do_update(index_elements=["source_no", "key"], set_=fresh, where=differs), rows
-        )
+    bulk.write(connection, image, IMAGE, rows, _where_it_differs)
     gone = [item.key for item in finished if item.digest is None and item.failed is None]
     for start in range(0, len(gone), CHUNK):
         connection.execute(
@@ -192,19 +166,34 @@ def _upsert_images(connection: Connection, source_no: int, finished: Iterable[Fi
         )
 
 
+def _where_it_differs(statement: Any) -> Any:
+    new = statement.excluded
+    differs = (
+        (image.c.etag != new.etag)
+        | (image.c.digest != new.digest)
+        | (image.c.last_modified != new.last_modified)
+        | image.c.deleted_at.is_not(None)
+    )
+    fresh: dict[str, Any] = {name: new[name] for name in IMAGE if name not in ("source_no", "key")}
+    # That another model has predicted it says nothing new of the object.
+    fresh["recorded_at"] = case((differs, new.recorded_at), else_=image.c.recorded_at)
+    where = differs | image.c.mark.is_distinct_from(new.mark)
+    return statement.on_conflict_do_update(index_elements=["source_no", "key"], set_=fresh, where=where)
+
+
 def _close_rows(connection: Connection, staging: Staging, outcomes: Mapping[str, str]) -> None:
+    """The caller has locked these rows."""
     if not outcomes:
         return
-    statement = (
-        update(work_item)
-        .where(
-            work_item.c.run_no == staging.run_no,
-            work_item.c.generation == staging.generation,
-            work_item.c.key == bindparam("closed_key"),
-        )
-        .values(outcome=bindparam("closed_outcome"))
-    )
-    connection.execute(statement, [{"closed_key": key, "closed_outcome": outcome} for key, outcome in outcomes.items()])
+    mine = (work_item.c.run_no == staging.run_no, work_item.c.generation == staging.generation)
+    if is_sqlite(connection):
+        statement = update(work_item).where(*mine, work_item.c.key == bindparam("closed_key"))
+        rows = [{"closed_key": key, "closed_outcome": outcome} for key, outcome in outcomes.items()]
+        connection.execute(statement.values(outcome=bindparam("closed_outcome")), rows)
+        return
+    with bulk.staged(connection, work_item, ("key", "outcome"), list(outcomes.items())) as new:
+        closed = update(work_item).where(*mine, work_item.c.key == new.c.key)
+        connection.execute(closed.values(outcome=new.c.outcome))
 
 
 def _advance(connection: Connection, scope: Scope, progress: Progress, done: int = 0) -> None:

@@ -16,7 +16,18 @@ from sqlalchemy import Connection, Engine, Row, and_, delete, func, select, text
 from tasks.cache import blocking
 from tasks.cache.database import is_sqlite, repeated, writing
 from tasks.cache.runs import FAILED, OUTCOMES, SUCCESS, count_outcomes
-from tasks.cache.schema import SCHEMA, failure, image, prediction, review, run, shard, source, work_item
+from tasks.cache.schema import (
+    SCHEMA,
+    failure,
+    image,
+    listing_range,
+    prediction,
+    review,
+    run,
+    shard,
+    source,
+    work_item,
+)
 from tasks.errors import ConfigurationError
 
 _OF_KEYS = (image, failure)
@@ -184,9 +195,11 @@ def _unstage(connection: Connection, objects: Collection[Object]) -> int:
         removed += len(rows)
         failed |= {(row.run_no, row.generation) for row in rows if row.state == FAILED}
         _forget_frontier(connection, number, key)
+        _forget_place(connection, number, key)
     for run_no, generation in sorted(failed):
         counts = count_outcomes(connection, work_item.c.run_no == run_no, work_item.c.generation == generation)
-        counted = {name: counts.get(name, 0) for name in (*OUTCOMES, "open")}
+        counted: dict[str, Any] = {name: counts.get(name, 0) for name in (*OUTCOMES, "open")}
+        counted["cached"] = run.c.dropped + counted["cached"]
         connection.execute(update(run).where(run.c.run_no == run_no).values(**counted))
     return removed
 
@@ -230,3 +243,20 @@ def _forget_frontier(connection: Connection, source_no: int, key: str) -> None:
     )
     runs = select(run.c.run_no).where(run.c.source_no == source_no)
     connection.execute(update(shard).where(shard.c.frontier == key, shard.c.run_no.in_(runs)).values(frontier=before))
+
+
+def _forget_place(connection: Connection, source_no: int, key: str) -> None:
+    """Where a listing that is under way has come to this key, it has come to the one before it."""
+    before = (
+        select(func.max(work_item.c.key))
+        .where(
+            work_item.c.run_no == listing_range.c.run_no,
+            work_item.c.generation == listing_range.c.generation,
+            work_item.c.key > func.coalesce(listing_range.c.after_key, ""),
+            work_item.c.key < key,
+        )
+        .scalar_subquery()
+    )
+    runs = select(run.c.run_no).where(run.c.source_no == source_no)
+    here = (listing_range.c.last_key == key, listing_range.c.run_no.in_(runs))
+    connection.execute(update(listing_range).where(*here).values(last_key=before))

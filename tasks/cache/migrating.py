@@ -7,6 +7,8 @@ right to change tables, and twenty workers should not try at once.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +26,7 @@ _SCRIPTS = Path(__file__).parent / "migrations"
 
 VERSION_TABLE = "afterimage_version"
 
-# pg_advisory_xact_lock takes a number; any constant does, as long as nobody else in this database uses it.
+# pg_advisory_lock takes a number; any constant does, as long as nobody else in this database uses it.
 _LOCK = 7_265_110_391
 
 
@@ -45,22 +47,43 @@ def prepare(engine: Engine) -> None:
 def migrate(engine: Engine) -> str:
     """Upgrade to the newest version and return it. Processes that race wait for each other.
 
-    Where the database has roles (roles.sql), new tables and views get their rights in the same transaction.
+    Where the database has roles (roles.sql), new tables and views get their rights in the transaction that makes them, and rights
+    that were changed by hand are what they should be in the end.
     """
-    with writing(engine) as connection:
-        if not is_sqlite(engine):
-            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
-            connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
+    with _alone(engine) as connection:
         _alembic().upgrade(_config(connection), "head")
-        if not is_sqlite(engine) and roles.have_been_granted(connection):
-            roles.grant(connection)
+    if not is_sqlite(engine):
+        with writing(engine) as connection:
+            if roles.have_been_granted(connection):
+                roles.grant(connection)
     return head_version()
 
 
 def downgrade(engine: Engine, revision: str) -> None:
     """Go back to an older version; `base` removes everything."""
-    with writing(engine) as connection:
+    with _alone(engine) as connection:
         _alembic().downgrade(_config(connection), revision)
+
+
+@contextmanager
+def _alone(engine: Engine) -> Iterator[Connection]:
+    """A connection for migrations; who else migrates waits for its end.
+
+    In SQLite it is one transaction. In PostgreSQL each migration is one, so the lock belongs to the session.
+    """
+    if is_sqlite(engine):
+        with writing(engine) as connection:
+            yield connection
+        return
+    with reading(engine) as connection:
+        connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": _LOCK})
+        connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
+        connection.commit()
+        try:
+            yield connection
+        finally:
+            # What a session holds beyond its transactions would stay with a connection that goes back to the pool.
+            connection.invalidate()
 
 
 def _alembic() -> Any:

@@ -6,11 +6,13 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy import Connection, Engine, func, select, text
 
-from tasks.cache.database import reading, repeated
+from tasks.cache.database import is_sqlite, reading, repeated
+from tasks.cache.packing import MOST_LABELS
 from tasks.cache.runs import Staging, insert, now
-from tasks.cache.schema import model, model_label, prediction
+from tasks.cache.schema import EPOCHS, SCHEMA, model, model_label, prediction
+from tasks.errors import ConfigurationError
 
 CHUNK = 500
 
@@ -18,7 +20,16 @@ CHUNK = 500
 def register_model(
     connection: Connection, model_id: str, name: str, version: str, spec: Mapping[str, Any], labels: Sequence[str] = ()
 ) -> int:
-    """The number of a model; a new one gets a row with its whole spec, and one for each label. Its first name stays."""
+    """The number of a model; a new one gets a row with its whole spec, and one for each label. Its first name stays.
+
+    In PostgreSQL it also gets its partition of the predictions, where it has none. Raises ConfigurationError for more labels than
+    a prediction can hold.
+    """
+    if len(labels) > MOST_LABELS:
+        raise ConfigurationError(
+            f"The model {name} {version} has {len(labels):,} labels, and the cache holds at most {MOST_LABELS:,} of a model. "
+            "Use a model with fewer outputs."
+        )
     values = {"model_id": model_id, "name": name, "version": version, "created_at": now()}
     connection.execute(
         insert(connection, model).values(**values, spec=json.dumps(spec, sort_keys=True)).on_conflict_do_nothing()
@@ -28,7 +39,20 @@ def register_model(
     if connection.execute(known).scalar_one() < len(labels):
         rows = [{"model_no": model_no, "label_index": index, "label": label} for index, label in enumerate(labels)]
         connection.execute(insert(connection, model_label).on_conflict_do_nothing(), rows)
+    add_partition(connection, model_no)
     return model_no
+
+
+def mark_of(connection: Connection, model_no: int) -> int:
+    """What an image bears whose bytes have a prediction of this model. It is another one once they were all dropped."""
+    epoch = connection.execute(select(model.c.epoch).where(model.c.model_no == model_no)).scalar_one()
+    return model_no * EPOCHS + int(epoch)
+
+
+def add_partition(connection: Connection, model_no: int) -> None:
+    """Make the place for the predictions of a model in PostgreSQL, where there is none. Only an owner may, so a function does."""
+    if not is_sqlite(connection):
+        connection.execute(text(f"SELECT {SCHEMA}.add_partition(:number)"), {"number": model_no})
 
 
 @repeated

@@ -14,7 +14,7 @@ BLOCKED = "blocked"
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A prediction: label indices with scores, best first, and how sure the model is.
+    """A prediction: the best label, `entries` with the label indices and scores of the next ones, and how sure the model is.
 
     `margin` is the best score minus the second, `entropy` the Shannon entropy of all scores in nats. `cascade_stage` is the
     place of the network that answered, from 1 on; None where the model is no cascade.
@@ -25,7 +25,7 @@ class Scored:
     score: float
     margin: float
     entropy: float
-    top_k: tuple[tuple[str, float], ...]
+    entries: tuple[tuple[int, float], ...]
     cascade_stage: int | None = None
 
 

@@ -32,6 +32,8 @@ BEGIN
     -- Nothing is left from an older version of these lines, and nothing is open to everybody.
     EXECUTE 'REVOKE ALL ON DATABASE ' || quote_ident(current_database()) || ' FROM PUBLIC, afterimage_writer, afterimage_reader';
     EXECUTE 'GRANT CONNECT ON DATABASE ' || quote_ident(current_database()) || ' TO afterimage_writer, afterimage_reader';
+    -- Many rows are copied into a temporary table first.
+    EXECUTE 'GRANT TEMPORARY ON DATABASE ' || quote_ident(current_database()) || ' TO afterimage_writer';
     REVOKE ALL ON SCHEMA afterimage FROM PUBLIC, afterimage_writer, afterimage_reader;
     REVOKE ALL ON ALL TABLES IN SCHEMA afterimage FROM PUBLIC, afterimage_writer, afterimage_reader;
     REVOKE ALL ON ALL SEQUENCES IN SCHEMA afterimage FROM PUBLIC, afterimage_writer, afterimage_reader;
@@ -49,9 +51,12 @@ BEGIN
     IF to_regprocedure('afterimage.refresh_statistics()') IS NOT NULL THEN
         GRANT EXECUTE ON FUNCTION afterimage.refresh_statistics() TO afterimage_writer;
     END IF;
+    IF to_regprocedure('afterimage.add_partition(integer)') IS NOT NULL THEN
+        GRANT EXECUTE ON FUNCTION afterimage.add_partition(integer) TO afterimage_writer;
+    END IF;
     FOR found IN
         SELECT relname AS name, relkind AS kind FROM pg_class
-        WHERE relnamespace = 'afterimage'::regnamespace AND relkind IN ('r', 'p', 'v', 'm')
+        WHERE relnamespace = 'afterimage'::regnamespace AND relkind IN ('r', 'p', 'v', 'm') AND NOT relispartition
     LOOP
         IF found.kind IN ('v', 'm') THEN
             EXECUTE 'GRANT SELECT ON afterimage.' || quote_ident(found.name) || ' TO afterimage_writer, afterimage_reader';
@@ -72,6 +77,7 @@ BEGIN
             ('run', 'UPDATE, DELETE'),
             ('work_item', 'UPDATE, DELETE'),
             ('shard', 'UPDATE, DELETE'),
+            ('listing_range', 'UPDATE, DELETE'),
             ('rate', 'UPDATE'),
             ('review', 'UPDATE, DELETE'),
             ('label_count', 'DELETE'),

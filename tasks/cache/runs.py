@@ -19,6 +19,7 @@ from tasks.cache.counting import add_up
 from tasks.cache.database import is_sqlite, reading, repeated, writing
 from tasks.cache.schema import (
     label_count,
+    listing_range,
     model,
     pair_count,
     pipeline,
@@ -108,7 +109,7 @@ def open_run(engine: Engine, start: RunStart) -> Staging:
             "force": start.force,
             "started_at": now(),
             "finished_at": None,
-            **dict.fromkeys(("listed", "ignored", "open", "reads", "forward_passes", *OUTCOMES), 0),
+            **dict.fromkeys(("listed", "ignored", "dropped", "open", "reads", "forward_passes", *OUTCOMES), 0),
             "seconds": 0.0,
             "stage_seconds": "{}",
             "stages": "{}",
@@ -124,7 +125,7 @@ def open_run(engine: Engine, start: RunStart) -> Staging:
             index_elements=["dag_id", "run_id"], set_={**values, "generation": run.c.generation + 1}
         )
         found = connection.execute(statement.returning(run.c.run_no, run.c.generation)).one()
-        for table in (work_item, shard):
+        for table in (work_item, shard, listing_range):
             connection.execute(
                 delete(table).where(table.c.run_no == found.run_no, table.c.generation < found.generation)
             )
@@ -179,12 +180,12 @@ def check_generation(connection: Connection, staging: Staging, *, shared: bool =
     return row
 
 
-def count_listed(connection: Connection, staging: Staging, listed: int, ignored: int) -> None:
-    """Add one page to what the run has seen, in the transaction that stages the page."""
+def count_listed(connection: Connection, staging: Staging, listed: int, ignored: int, dropped: int = 0) -> None:
+    """Add one page to what the run has seen, in the transaction that stages the page; `dropped` of the listed are not staged."""
     connection.execute(
         update(run)
         .where(run.c.run_no == staging.run_no, run.c.generation == staging.generation)
-        .values(listed=run.c.listed + listed, ignored=run.c.ignored + ignored)
+        .values(listed=run.c.listed + listed, ignored=run.c.ignored + ignored, dropped=run.c.dropped + dropped)
     )
 
 
@@ -196,6 +197,7 @@ def tally(engine: Engine, staging: Staging) -> dict[str, Any]:
         ).one()
         mine = (work_item.c.run_no == staging.run_no, work_item.c.generation == staging.generation)
         outcomes = count_outcomes(connection, *mine)
+        outcomes["cached"] = outcomes.get("cached", 0) + row.dropped
         shards = connection.execute(
             select(shard).where(shard.c.run_no == staging.run_no, shard.c.generation == staging.generation)
         ).all()
@@ -330,7 +332,7 @@ def forget_run(engine: Engine, staging: Staging) -> None:
     """Remove the run and its staging: what a dry run leaves behind is nothing."""
     with writing(engine) as connection:
         check_generation(connection, staging)
-        for table in (work_item, shard, label_count, score_count, pair_count, run):
+        for table in (work_item, shard, listing_range, label_count, score_count, pair_count, run):
             connection.execute(delete(table).where(table.c.run_no == staging.run_no))
 
 
@@ -346,6 +348,7 @@ def prune_staging(engine: Engine, name: str | None, keep: timedelta) -> int:
     message = "It was never closed: its process was killed, and nobody cleared it. What it committed stays."
     with writing(engine) as connection:
         connection.execute(delete(shard).where(shard.c.run_no.in_(old)))
+        connection.execute(delete(listing_range).where(listing_range.c.run_no.in_(old)))
         dropped = connection.execute(delete(work_item).where(work_item.c.run_no.in_(old))).rowcount
         connection.execute(update(run).where(mine, abandoned).values(state=FAILED, message=message, finished_at=now()))
         return dropped

@@ -1,9 +1,11 @@
 """The tables. Users read the views over them (docs/sql.md); these may change with any migration.
 
     source ──< image >── (digest) ── prediction >── model
+                             in PostgreSQL a partition for each model: dropping a model is dropping a table
     run ──< work_item        what one run listed, each row with one outcome in the end
     run ──< shard            how far each slice of its work has come; `working` until an attempt says that it is over,
                              `frontier` the last key that was taken in hand
+    run ──< listing_range    how far each part of its listing has come, where several list one source side by side
     failure                  the quarantine: (source, key, etag, model) -> reason
     block                    what was erased for good: a key of a source, or a digest
     pipeline                 the current model of each pipeline
@@ -16,10 +18,12 @@ Names that end in `_no` are numbers inside this database. `model_id`, `run_id` a
 
 from __future__ import annotations
 
+import struct
 from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import (
+    REAL,
     BigInteger,
     Boolean,
     Column,
@@ -32,6 +36,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    PrimaryKeyConstraint,
     SmallInteger,
     Table,
     Text,
@@ -41,6 +46,9 @@ from sqlalchemy import (
 )
 
 SCHEMA = "afterimage"
+
+# A mark is model_no * EPOCHS + epoch.
+EPOCHS = 1 << 16
 
 metadata = MetaData(schema=SCHEMA)
 
@@ -62,6 +70,33 @@ class Moment(TypeDecorator[datetime]):
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+_SINGLE = struct.Struct("f")
+
+
+class Single(TypeDecorator[float]):
+    """A number of single precision: 4 bytes in PostgreSQL, and the same value in SQLite and in Python.
+
+    The text `0.3` stands for the single next to it, and comparing that with Python's 0.3 would find them different.
+    """
+
+    impl = REAL
+    cache_ok = True
+
+    def process_bind_param(self, value: float | None, dialect: Dialect) -> float | None:
+        """The nearest number of single precision."""
+        return None if value is None else to_single(value)
+
+    def process_result_value(self, value: float | None, dialect: Dialect) -> float | None:
+        """The number that is really stored."""
+        return None if value is None else to_single(value)
+
+
+def to_single(value: float) -> float:
+    """The nearest number of single precision."""
+    found: float = _SINGLE.unpack(_SINGLE.pack(value))[0]
+    return found
 
 
 # S3 lists in the byte order of UTF-8, which is PostgreSQL's "C" and SQLite's BINARY.
@@ -88,6 +123,8 @@ model = Table(
     Column("version", Text, nullable=False),
     Column("spec", Text, nullable=False),
     Column("created_at", Moment, nullable=False),
+    # How often all its predictions were dropped at once.
+    Column("epoch", Integer, nullable=False, server_default="0"),
 )
 
 pipeline = Table(
@@ -111,28 +148,41 @@ image = Table(
     Column("digest", LargeBinary, nullable=False),
     Column("recorded_at", Moment, nullable=False),
     Column("deleted_at", Moment),
+    # The model that is known to have a prediction of these bytes: mark_of. Where it is another one, the predictions are asked.
+    Column("mark", BigInteger),
 )
 Index("image_digest", image.c.digest)
+# Few: what came back is looked for among them, and what may be forgotten.
+Index(
+    "image_deleted",
+    image.c.source_no,
+    image.c.key,
+    postgresql_where=image.c.deleted_at.is_not(None),
+    sqlite_where=image.c.deleted_at.is_not(None),
+)
 
 prediction = Table(
     "prediction",
     metadata,
-    Column("model_no", Integer, ForeignKey(model.c.model_no), primary_key=True),
-    Column("digest", LargeBinary, primary_key=True),
-    Column("label_index", Integer, nullable=False),
-    Column("label", Text, nullable=False),
-    Column("score", Double, nullable=False),
-    Column("margin", Double, nullable=False),
-    Column("entropy", Double, nullable=False),
-    Column("top_k", Text, nullable=False),
-    Column("run_no", Integer, nullable=False),
-    Column("generation", Integer, nullable=False),
+    # In the order in which PostgreSQL leaves no gaps, and without nulls, whose bitmap would take 8 bytes of each row.
     Column("predicted_at", Moment, nullable=False),
-    Column("cascade_stage", SmallInteger),
+    Column("model_no", Integer, nullable=False),
+    Column("run_no", Integer, nullable=False),
+    Column("label_index", Integer, nullable=False),
+    Column("score", Single, nullable=False),
+    Column("margin", Single, nullable=False),
+    Column("entropy", Single, nullable=False),
+    Column("generation", SmallInteger, nullable=False),
+    Column("digest", LargeBinary, nullable=False),
+    Column("top_k", LargeBinary, nullable=False),
+    # The digest first: erasing asks for it without a model.
+    PrimaryKeyConstraint("digest", "model_no"),
+    postgresql_partition_by="LIST (model_no)",
 )
-# The least certain of a label come first; the pages merge the labels where they want those of a model. With the digest a page
-# goes on where the last one ended, however many have a margin of exactly 1.
-Index("prediction_label", prediction.c.model_no, prediction.c.label_index, prediction.c.margin, prediction.c.digest)
+# The least certain of a label come first; the pages merge the labels where they want those of a model. SQLite, which has no
+# partitions, keeps the model before them.
+Index("prediction_label", prediction.c.label_index, prediction.c.margin)
+Index("prediction_time", prediction.c.predicted_at, postgresql_using="brin")
 
 failure = Table(
     "failure",
@@ -193,6 +243,8 @@ run = Table(
     _count("failed"),
     _count("vanished"),
     _count("open"),
+    # Of `cached`: what was dropped while it was listed, and never staged.
+    _count("dropped"),
     _count("reads"),
     _count("forward_passes"),
     Column("seconds", Double, nullable=False, server_default="0"),
@@ -240,6 +292,27 @@ shard = Table(
     Column("working", Boolean, nullable=False, server_default=false()),
     Column("frontier", Key),
     _count("done"),
+)
+
+# Keys behind `after_key` up to `until_key` (null: no bound) under a prefix; all up to `last_key` are staged. `objects` are all
+# that were seen; `listed` and `ignored` are what is not yet added to the run's row. Whoever lists it is its `holder`.
+listing_range = Table(
+    "listing_range",
+    metadata,
+    Column("run_no", Integer, primary_key=True),
+    Column("generation", Integer, primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("prefix", Key, nullable=False),
+    Column("after_key", Key),
+    Column("until_key", Key),
+    Column("last_key", Key),
+    Column("done", Boolean, nullable=False, server_default=false()),
+    _count("objects"),
+    _count("listed"),
+    _count("ignored"),
+    _count("dropped"),
+    Column("holder", Text),
+    Column("held_at", Moment),
 )
 
 rate = Table(

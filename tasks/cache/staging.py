@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil
-from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
@@ -22,6 +21,7 @@ from sqlalchemy import (
     update,
 )
 
+from tasks.cache import bulk
 from tasks.cache.blocking import is_anything_blocked, is_blocked
 from tasks.cache.database import is_sqlite, reading, repeated, writing
 from tasks.cache.outcome import BLOCKED
@@ -34,32 +34,33 @@ PAGE_ROWS = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What decides which staged rows are work. `decoder` is the version whose verdicts are still believed."""
+    """What decides which staged rows are work. `decoder` is the version whose verdicts are still believed; `mark` is what images
+    bear that the model is known to have predicted."""
 
     model_no: int
+    mark: int
     decoder: str
     force: bool
     limit: int | None
 
 
-def stage_page(engine: Engine, staging: Staging, images: Sequence[ImageObject], ignored: int) -> None:
-    """Stage one page of the listing; `ignored` counts what the filters dropped from it. Raises StaleGeneration."""
-    with writing(engine) as connection:
-        check_generation(connection, staging)
-        stage(connection, staging, images, ignored)
-
-
 def stage(connection: Connection, staging: Staging, images: Sequence[ImageObject], ignored: int) -> None:
     """Write staged rows and count them, in the caller's transaction."""
+    write_rows(connection, staging, images)
+    count_listed(connection, staging, len(images), ignored)
+
+
+def write_rows(connection: Connection, staging: Staging, images: Sequence[ImageObject]) -> None:
+    """Write staged rows that somebody else counts, in the caller's transaction."""
     rows = [
         (staging.run_no, staging.generation, found.key, found.etag, found.size, found.last_modified) for found in images
     ]
+    columns = [work_item.c[name] for name in ("run_no", "generation", "key", "etag", "size", "last_modified")]
     if rows and is_sqlite(connection):
-        names = ("run_no", "generation", "key", "etag", "size", "last_modified")
+        names = [column.name for column in columns]
         connection.execute(work_item.insert(), [dict(zip(names, row, strict=True)) for row in rows])
     elif rows:
-        _copy(connection, rows)
-    count_listed(connection, staging, len(rows), ignored)
+        bulk.copy(connection, work_item.fullname, columns, rows)
 
 
 @repeated
@@ -70,16 +71,6 @@ def not_yet_staged(engine: Engine, staging: Staging, images: Sequence[ImageObjec
     with reading(engine) as connection:
         known = set(connection.execute(query).scalars())
     return [image for key, image in reversed(once.items()) if key not in known]
-
-
-def _copy(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
-    """COPY is some ten times the rate of INSERT in PostgreSQL."""
-    target = f"COPY {SCHEMA}.work_item (run_no, generation, key, etag, size, last_modified) FROM STDIN"
-    driver = connection.connection.driver_connection
-    assert driver is not None
-    with driver.cursor() as cursor, cursor.copy(target) as copy:
-        for row in rows:
-            copy.write_row(row)
 
 
 def refresh_statistics(engine: Engine) -> None:
@@ -127,12 +118,12 @@ def classify(connection: Connection, staging: Staging, rules: Rules) -> None:
 
 def _is_cached(source_no: int, rules: Rules) -> ColumnElement[bool]:
     """(key, etag) is known, and its digest has a prediction of this model."""
+    predicted = exists().where(prediction.c.model_no == rules.model_no, prediction.c.digest == image.c.digest)
     return exists().where(
         image.c.source_no == source_no,
         image.c.key == work_item.c.key,
         image.c.etag == work_item.c.etag,
-        prediction.c.model_no == rules.model_no,
-        prediction.c.digest == image.c.digest,
+        (image.c.mark == rules.mark) | predicted.correlate(image),
     )
 
 

@@ -31,13 +31,13 @@ from sqlalchemy import (
     tuple_,
 )
 
+from tasks.cache import naming
 from tasks.cache.counting import BINS, COUNTED, Owner, add_up, write
 from tasks.cache.database import reading, repeated, writing
 from tasks.cache.runs import SUCCESS, Staging, check_generation
 from tasks.cache.schema import (
     image,
     label_count,
-    model_label,
     pair_count,
     pipeline,
     run,
@@ -178,8 +178,4 @@ def model_of(engine: Engine, staging: Staging) -> int | None:
 def labels_of(engine: Engine, model_no: int, indices: Collection[int]) -> dict[int, str]:
     """{label_index: label} of a model; `#7` where the cache does not know its name."""
     with reading(engine) as connection:
-        query = select(model_label.c.label_index, model_label.c.label).where(
-            model_label.c.model_no == model_no, model_label.c.label_index.in_(indices)
-        )
-        known = dict(connection.execute(query).all())
-    return {index: known.get(index, f"#{index}") for index in indices}
+        return naming.labels_of(connection, model_no, indices)

@@ -75,6 +75,6 @@ def _scored(
         score=found[0],
         margin=margin,
         entropy=entropy,
-        top_k=tuple((labels[index], value) for index, value in zip(best[:top_k], found[:top_k], strict=True)),
+        entries=tuple(zip(best[1:top_k], found[1:top_k], strict=True)),
         cascade_stage=stage,
     )

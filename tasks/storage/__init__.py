@@ -4,6 +4,8 @@ base.py      ImageObject, Blob and the ObjectStore protocol
 local.py     a folder
 s3.py        S3 and its compatibles, through boto3
 gets.py      the GETs among it, through obstore where that can
+lists.py     its LISTs: asked for by boto3, and read by
+listing_answers.py  an own reader of ListObjectsV2's answers
 walk.py      a listing's order: none runs for ever, none ends early
 etags.py     whether bytes are those of their ETag, over plain HTTP
 thumbnails.py  small JPEGs by digest: the only thing that is written to a store

@@ -21,6 +21,15 @@ class ImageObject:
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """Keys under a prefix, in byte order: those behind `after` and up to `until`, and that one too. None: no bound."""
+
+    prefix: str
+    after: str | None = None
+    until: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Blob:
     """The bytes of one object and the state in which they were read."""
 
@@ -40,8 +49,8 @@ class ObjectStore(Protocol):
     def pages(self, prefix: str, after: str | None = None) -> Iterator[list[ImageObject]]:
         """List what lies under a prefix, page by page in O(page) memory; with `after`, only keys behind that one.
 
-        Who gives `after` has asked `is_ordered`. Raises AccessDenied, TransientStorageError or ConfigurationError (no such bucket
-        or folder).
+        Who gives `after` has asked `begins_after`. Raises AccessDenied, TransientStorageError or ConfigurationError (no such
+        bucket or folder).
         """
         ...
 
@@ -50,6 +59,18 @@ class ObjectStore(Protocol):
 
         Raises AccessDenied or TransientStorageError.
         """
+        ...
+
+    def begins_after(self, prefix: str) -> bool:
+        """Whether a listing under this prefix begins where it is asked to, in byte order: only then can it be divided.
+
+        The store is asked once, in three small listings, and the answer is kept; False as long as nothing lies there. Raises as
+        `pages` does.
+        """
+        ...
+
+    def first_key(self, prefix: str, after: str | None = None) -> str | None:
+        """The first key under a prefix, or the first one behind `after`; None where there is none. Raises as `pages` does."""
         ...
 
     def read(self, key: str, etag: str | None) -> Blob:

@@ -53,6 +53,15 @@ class LocalStore:
         # As in a listing: links to folders are not walked into.
         return self._image(path, key) if os.path.realpath(path.parent) == str(path.parent) else None
 
+    def begins_after(self, prefix: str) -> bool:
+        """Never: files come in no order."""
+        return False
+
+    def first_key(self, prefix: str, after: str | None = None) -> str | None:
+        """The least key, or the least one behind `after`. Every file is looked at: folders know no order."""
+        keys = (image.key for page in self.pages(prefix) for image in page)
+        return min((key for key in keys if after is None or key > after), default=None)
+
     def read(self, key: str, etag: str | None) -> Blob:
         """Read one file; see ObjectStore.read. A link out of the folder raises AccessDenied."""
         try:

@@ -2,9 +2,10 @@
 
 boto3 lists every legal key as it is: `a//b`, `../x`, leading and trailing slashes, newlines. Where an endpoint is
 set, checksums are computed only when the server asks for them: several compatibles refuse boto3's default. boto3 lists,
-signs and finds the credentials; objects are read through obstore (gets.py) first, and through boto3 where that gives
-nothing, so that every error and every retry is boto3's. The endpoint comes from the settings alone: it is part of the
-source's name, so one that boto3 found elsewhere would mix the rows of two stores.
+signs and finds the credentials; only the answers to its listings are read without it (lists.py). Objects are read
+through obstore (gets.py) first, and through boto3 where that gives nothing, so that every error and every retry is
+boto3's. The endpoint comes from the settings alone: it is part of the source's name, so one that boto3 found elsewhere
+would mix the rows of two stores.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from tasks.settings import Settings
 from tasks.storage.base import PAGE_OBJECTS, Blob, ImageObject
 from tasks.storage.etags import EtagCheck
 from tasks.storage.gets import READ_SECONDS, Addresses, FastGets
+from tasks.storage.listing_answers import NoListing
+from tasks.storage.lists import FastLists
 from tasks.storage.walk import Walk
 
 if TYPE_CHECKING:
@@ -36,7 +39,6 @@ if TYPE_CHECKING:
     from botocore.credentials import Credentials
     from botocore.exceptions import ClientError
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +50,9 @@ _ENDPOINTS = {"AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"}
 
 # The end of a directory bucket's name (S3 Express): its listings have no order.
 _UNORDERED = "--x-s3"
+
+# In byte order nothing that anybody stores lies between `a` with this and `a/`.
+_JUST_BELOW_SLASH = ".\U0010fffd"
 
 _GONE = {"NoSuchKey", "404", "NotFound", "NoSuchVersion"}
 _DENIED = {"AccessDenied", "403", "Forbidden"}
@@ -120,6 +125,8 @@ class S3Store:
         session = boto3.session.Session()
         self.bucket = bucket
         self._client = _client(session, settings)
+        self._lists = FastLists(self._client)
+        self._begins: bool | None = None
         addresses = Addresses(self._client, bucket)
         self._fast = FastGets(addresses.find, lambda: _credentials(session, settings), settings.readers)
         self._etags = EtagCheck(is_wanted=self._client.meta.endpoint_url.startswith("http://"))
@@ -131,27 +138,53 @@ class S3Store:
 
     def pages(self, prefix: str, after: str | None = None) -> Iterator[list[ImageObject]]:
         """List the bucket under a prefix, a thousand keys a page. A listing that is out of order is an error."""
-        walk = Walk(f"s3://{self.bucket}/{prefix}", is_ordered=self.is_ordered, after=after)
-        start = {} if after is None else {"StartAfter": after}
-        token: str | None = None
+        return self._pages(prefix, after, PAGE_OBJECTS, is_ordered=self.is_ordered)
+
+    def begins_after(self, prefix: str) -> bool:
+        """See ObjectStore.begins_after; of a bucket it is asked once, under the first prefix where something lies."""
+        if self.is_ordered and self._begins is None:
+            self._begins = self._probe(prefix)
+        return bool(self._begins)
+
+    def first_key(self, prefix: str, after: str | None = None) -> str | None:
+        """See ObjectStore.first_key: one LIST of one key."""
+        return self._first(prefix, after, is_ordered=self.is_ordered)
+
+    def _probe(self, prefix: str) -> bool | None:
+        """Whether the bucket begins behind its first key, and at it: behind one that comes just before it in byte order.
+
+        A store that goes folder by folder has passed `a/x` where it begins behind `a.`. None where nothing lies.
+        """
+        first = self._first(prefix, None, is_ordered=False)
+        if first is None:
+            return None
+        second = self._first(prefix, first, is_ordered=False)
+        folder = first.rfind("/", len(prefix))
+        before = first[:folder] + _JUST_BELOW_SLASH
+        return (second is None or second > first) and (
+            folder < 0 or self._first(prefix, before, is_ordered=False) == first
+        )
+
+    def _first(self, prefix: str, after: str | None, *, is_ordered: bool) -> str | None:
+        pages = self._pages(prefix, after, 1, is_ordered=is_ordered)
+        return next((page[0].key for page in pages if page), None)
+
+    def _pages(self, prefix: str, after: str | None, limit: int, *, is_ordered: bool) -> Iterator[list[ImageObject]]:
+        by_bytes = after is not None and bool(self._begins)  # Whoever divides has asked, and was told so.
+        walk = Walk(f"s3://{self.bucket}/{prefix}", is_ordered=is_ordered, after=after, by_bytes=by_bytes)
+        start: dict[str, Any] = {} if after is None else {"StartAfter": after}
         while True:
-            page = self._page(prefix, start if token is None else {"ContinuationToken": token})
-            images = [
-                ImageObject(
-                    entry["Key"], entry["ETag"].strip('"'), entry["Size"], entry["LastModified"].astimezone(UTC)
-                )
-                for entry in page.get("Contents", [])
-            ]
-            token = walk.follow([image.key for image in images], page["IsTruncated"], page.get("NextContinuationToken"))
-            yield images
+            try:
+                page = self._lists.page(self.bucket, prefix, limit, start)
+            except NoListing as error:
+                raise walk.unreadable(str(error)) from error
+            except Exception as error:
+                self._translate(error, f"s3://{self.bucket}/{prefix}")
+            token = walk.follow([image.key for image in page.images], page.more, page.token)
+            yield page.images
             if token is None:
                 return
-
-    def _page(self, prefix: str, start: dict[str, Any]) -> ListObjectsV2OutputTypeDef:
-        try:
-            return self._client.list_objects_v2(Bucket=self.bucket, Prefix=prefix, MaxKeys=PAGE_OBJECTS, **start)
-        except Exception as error:
-            self._translate(error, f"s3://{self.bucket}/{prefix}")
+            start = {"ContinuationToken": token}
 
     def head(self, key: str) -> ImageObject | None:
         """HEAD one object; see ObjectStore.head."""

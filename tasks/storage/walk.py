@@ -8,29 +8,45 @@ one such order all the way is as good. Directory buckets (S3 Express) have none:
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 
 from tasks.errors import TransientStorageError
 
 EMPTY_PAGES = 10_000
 
 
-def _by_bytes(key: str) -> str:
-    return key
+# Python compares text by code points, which is the byte order of UTF-8.
+def _by_bytes(keys: Sequence[str]) -> Sequence[str]:
+    return keys
 
 
-def _by_folders(key: str) -> str:
-    return key.replace("/", "\0")
+def _by_folders(keys: Sequence[str]) -> Sequence[str]:
+    return [key.replace("/", "\0") for key in keys]
+
+
+Order = Callable[[Sequence[str]], Sequence[str]]
+
+
+def _holds(order: Order, keys: Sequence[str]) -> bool:
+    """Whether keys grow, each one, in an order: a whole page in one go."""
+    ordered = order(keys)
+    return all(map(operator.lt, ordered, islice(ordered, 1, None)))
 
 
 class Walk:
-    """One listing, page by page, in O(1) memory. `what` names it in errors; `after` is the key behind which it begins."""
+    """One listing, page by page, in O(1) memory. `what` names it in errors; `after` is the key behind which it begins.
 
-    def __init__(self, what: str, *, is_ordered: bool, after: str | None = None) -> None:
+    With `by_bytes` no other order is good enough: a part of a divided listing ends at the first key behind its end, so that in
+    any other order keys would be lost.
+    """
+
+    def __init__(self, what: str, *, is_ordered: bool, after: str | None = None, by_bytes: bool = False) -> None:
         self._what = what
-        # Python compares text by code points, which is the byte order of UTF-8.
-        self._orders: list[Callable[[str], str]] = [_by_bytes, _by_folders] if is_ordered else []
+        orders: list[Order] = [_by_bytes] if by_bytes else [_by_bytes, _by_folders]
+        self._orders = orders if is_ordered else []
+        self._expected = "in byte order" if by_bytes else "in byte order or folder by folder"
         self._is_ordered = is_ordered
         self._page = 0
         self._empty = 0
@@ -51,12 +67,22 @@ class Walk:
         return token
 
     def _check_order(self, keys: Sequence[str]) -> None:
-        before = [] if self._last is None else [self._last]
-        for one, other in pairwise([*before, *keys]):
-            self._orders = [order for order in self._orders if order(one) < order(other)]
-            if not self._orders:
-                raise self._broken(f"turns back: {other!r} follows {one!r}")
-        self._last = keys[-1] if keys else self._last
+        line = keys if self._last is None else [self._last, *keys]
+        holding = [order for order in self._orders if _holds(order, line)]
+        if not holding:
+            one, other = self._turn(line)
+            raise self._broken(f"turns back: {other!r} follows {one!r}")
+        self._orders = holding
+        self._last = line[-1] if line else None
+
+    def _turn(self, line: Sequence[str]) -> tuple[str, str]:
+        """The first two keys behind which none of the orders holds."""
+        orders = self._orders
+        for pair in pairwise(line):
+            orders = [order for order in orders if _holds(order, pair)]
+            if not orders:
+                return pair
+        raise AssertionError("an order that holds for every pair holds for all")
 
     def _check_circle(self, keys: Sequence[str], token: str) -> None:
         """Brent's way to find a circle: one mark is kept, and replaced after 1, 2, 4, ... pages."""
@@ -69,8 +95,15 @@ class Walk:
         if self._page == self._renewal:
             self._kept, self._renewal = mark, 2 * self._renewal
 
+    def unreadable(self, how: str) -> TransientStorageError:
+        """The error for the page that follows, whose answer is no page."""
+        return TransientStorageError(
+            f"The answer for page {self._page + 1} of the listing of {self._what!r} {how}. It is tried again; if it stays, look "
+            "at what stands between here and the store (a proxy answers in its place?), then at the store."
+        )
+
     def _broken(self, how: str) -> TransientStorageError:
         return TransientStorageError(
-            f"Page {self._page} of the listing of {self._what!r} {how}. Keys must come once each, in byte order or folder by "
-            "folder. It is tried again; if it stays, this store's ListObjectsV2 is broken: update the store, or ask its makers."
+            f"Page {self._page} of the listing of {self._what!r} {how}. Keys must come once each, {self._expected}. "
+            "It is tried again; if it stays, this store's ListObjectsV2 is broken: update the store, or ask its makers."
         )

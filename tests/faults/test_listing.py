@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 
 import boto3
 import pytest
-from botocore.stub import Stubber
 
 from tasks.errors import TransientStorageError
 from tasks.settings import load_settings
@@ -14,6 +13,7 @@ from tasks.storage import s3
 from tasks.storage.s3 import S3Store
 from tasks.window import resolve
 from tests.faults.scene import IMAGES, Make
+from tests.list_answers import answer, told
 from tests.pictures import picture
 from tests.runner import outcomes
 
@@ -121,13 +121,7 @@ def directory_bucket(*pages: tuple[list[str], str | None]) -> S3Store:
     """S3 Express, which lists in no order. Each page is its keys and the token of the next one."""
     settings = load_settings(s3_access_key="a", s3_secret_key="b", s3_region="us-east-1")
     store = S3Store("photos--use1-az4--x-s3", settings)
-    stubber = Stubber(store._client)
-    for keys, token in pages:
-        moment = datetime(2026, 3, 1, tzinfo=UTC)
-        entries = [{"Key": key, "ETag": '"e"', "Size": 1, "LastModified": moment} for key in keys]
-        more = {"IsTruncated": token is not None} | ({"NextContinuationToken": token} if token else {})
-        stubber.add_response("list_objects_v2", {"Contents": entries, **more})
-    stubber.activate()
+    told(store, *(answer(keys, token) for keys, token in pages))
     return store
 
 

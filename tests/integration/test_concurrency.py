@@ -7,20 +7,25 @@ import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import func, select, text
 
 from tasks import road
-from tasks.cache.commits import Scope, commit
+from tasks.cache import bulk
+from tasks.cache.commits import PREDICTED, PREDICTION, Scope, commit, prediction_row
 from tasks.cache.database import connect, reading, repeated, writing
+from tasks.cache.listed import stage_page
 from tasks.cache.models import register_model
 from tasks.cache.outcome import Finished, Progress, Scored
 from tasks.cache.runs import RunKey, RunStart, Staging, open_run
-from tasks.cache.staging import assign_shards, stage_page
+from tasks.cache.schema import prediction
+from tasks.cache.staging import assign_shards
 from tasks.deduplication import deduplicate
-from tasks.listing import KeyFilter, list_pages
+from tasks.listing import KeyFilter, Page, list_pages
 from tasks.location import Location
 from tasks.storage.base import PAGE_OBJECTS, ImageObject
 from tasks.storage.local import LocalStore
@@ -39,7 +44,7 @@ def image(number: int) -> ImageObject:
 def staged(url: str, run_id: str, count: int) -> tuple[Staging, int]:
     engine = connect(url)
     staging = open_run(engine, RunStart(RunKey("test", run_id), "manual", None, "s3://b", "", EVERYTHING, False, {}))
-    stage_page(engine, staging, [image(number) for number in range(count)], 0)
+    stage_page(engine, staging, Page([image(number) for number in range(count)], 0))
     with writing(engine) as connection:
         model_no = register_model(connection, "m" * 64, "m", "1", {})
         assign_shards(connection, staging, count, 1, 1)
@@ -47,7 +52,7 @@ def staged(url: str, run_id: str, count: int) -> tuple[Staging, int]:
 
 
 def finished(number: int) -> Finished:
-    scored = Scored(0, "cat", 0.9, 0.8, 0.1, (("cat", 0.9),))
+    scored = Scored(0, "cat", 0.9, 0.8, 0.1, ())
     return Finished(image(number).key, image(number), number.to_bytes(32, "big"), scored=scored)
 
 
@@ -77,6 +82,33 @@ def test_runs_that_commit_the_same_digests_in_opposite_order_never_deadlock(data
         thread.join(60)
     assert errors == []
     assert sorted(won.get("a", []) + won.get("b", [])) == [image(number).key for number in range(count)]
+
+
+def test_two_who_write_the_same_rows_in_opposite_orders_wait_and_do_not_deadlock(postgres_url: str) -> None:
+    """commit() would be repeated after a deadlock, and nobody would notice. So the rows are given to the database without it."""
+    count, rounds = 2_000, 5
+    staging, model_no = staged(postgres_url, "a", 1)
+    scope, barrier = Scope(staging, 0, model_no, "decoder", False), threading.Barrier(2)
+    scored = Scored(0, "cat", 0.9, 0.8, 0.1, ())
+    rows = [prediction_row(scope, sha256(str(number).encode()).digest(), scored) for number in range(rounds * count)]
+
+    def work(backwards: bool) -> None:
+        engine = connect(postgres_url)
+        for number in range(rounds):
+            same = rows[number * count : (number + 1) * count]
+            barrier.wait(60)
+            with writing(engine) as connection:
+                bulk.write(connection, prediction, PREDICTION, same[:: -1 if backwards else 1], first_insert_wins)
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(work, backwards) for backwards in (False, True)]:
+            done.result(120)
+    with reading(connect(postgres_url)) as connection:
+        assert connection.execute(select(func.count()).select_from(prediction)).scalar_one() == rounds * count
+
+
+def first_insert_wins(statement: Any) -> Any:
+    return statement.on_conflict_do_nothing(index_elements=PREDICTED)
 
 
 def test_a_ghost_and_its_retry_commit_each_row_once(database_url: str) -> None:
@@ -138,7 +170,7 @@ def test_memory_while_listing_does_not_grow_with_the_bucket(database_url: str, p
         tracemalloc.start()
         location = Location("s3", "b", "")
         for page in list_pages(Endless(count), location, EVERYTHING, KeyFilter(("*.png",), ())):  # type: ignore[arg-type]
-            stage_page(engine, staging, page.images, page.ignored)
+            stage_page(engine, staging, page)
         most = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return most

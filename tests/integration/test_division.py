@@ -15,11 +15,12 @@ from sqlalchemy import text
 from tasks import deduplication
 from tasks.cache.commits import Scope, record_progress
 from tasks.cache.database import connect, reading, writing
+from tasks.cache.listed import stage_page
 from tasks.cache.models import register_model
 from tasks.cache.outcome import Progress
 from tasks.cache.runs import RunKey, RunStart, Staging, open_run
-from tasks.cache.staging import stage_page
 from tasks.deduplication import DedupeOptions, deduplicate
+from tasks.listing import Page
 from tasks.models.cascade import Model, resolve_models
 from tasks.pipelines import Pipeline
 from tasks.settings import load_settings
@@ -46,7 +47,7 @@ def staged(url: str, count: int, run_id: str = "new") -> Staging:
     staging = open_run(engine, start)
     for first in range(0, count, PAGE_OBJECTS):
         page = range(first, min(count, first + PAGE_OBJECTS))
-        stage_page(engine, staging, [ImageObject(f"{n:07d}.jpg", str(n), 1, MODIFIED) for n in page], 0)
+        stage_page(engine, staging, Page([ImageObject(f"{n:07d}.jpg", str(n), 1, MODIFIED) for n in page], 0))
     return staging
 
 

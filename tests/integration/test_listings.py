@@ -199,8 +199,8 @@ def more(engine: Engine, count: int) -> None:
         constant = {"source_no": 1, "etag": "e", "size": 1, "last_modified": START, "recorded_at": START}
         images = [{"key": f"raw/many/{number:06}", "digest": digest, **constant} for number, digest in numbers]
         connection.execute(insert(image), images)
-        said = {"model_no": 1, "label_index": 0, "label": "cat", "score": 0.5, "margin": 0.5, "entropy": 0.5}
-        made = {"top_k": '[{"label": "cat", "score": 0.5}]', "run_no": 1, "generation": 1, "predicted_at": START}
+        said = {"model_no": 1, "label_index": 0, "score": 0.5, "margin": 0.5, "entropy": 0.5}
+        made = {"top_k": b"", "run_no": 1, "generation": 1, "predicted_at": START}
         connection.execute(insert(prediction), [{"digest": digest, **said, **made} for _, digest in numbers])
 
 

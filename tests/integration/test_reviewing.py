@@ -94,7 +94,7 @@ def test_the_least_certain_come_first_once_each_and_only_this_pipelines(scene: S
     assert seen(all_pages(scene, 7)) == expected
     first = all_pages(scene, 200)[0]
     assert first.top_k[0]["label"] == first.label
-    assert first.top_k[0]["score"] - first.top_k[1]["score"] == pytest.approx(first.margin)
+    assert first.top_k[0]["score"] - first.top_k[1]["score"] == pytest.approx(first.margin, abs=1e-6)
 
 
 def test_of_one_label_and_up_to_a_margin(scene: Scene) -> None:

@@ -79,7 +79,7 @@ def rights(engine: Engine, role: str) -> dict[str, set[str]]:
     """{table or view: what a role may do with it}."""
     query = text(
         "SELECT c.relname, privilege FROM pg_class c, unnest(CAST(:every AS text[])) AS privilege "
-        "WHERE c.relnamespace = to_regnamespace(:schema) AND c.relkind IN ('r', 'v') "
+        "WHERE c.relnamespace = to_regnamespace(:schema) AND c.relkind IN ('r', 'p', 'v') AND NOT c.relispartition "
         "AND has_table_privilege(:role, c.oid, privilege)"
     )
     found: dict[str, set[str]] = {}
@@ -105,7 +105,6 @@ def test_the_writer_may_not_change_what_tables_are(still_writer: Engine, table: 
         f"CREATE VIEW {SCHEMA}.mine AS SELECT 1",
         f"CREATE OR REPLACE FUNCTION {SCHEMA}.refresh_statistics() RETURNS void LANGUAGE sql AS 'SELECT 1'",
         "CREATE SCHEMA mine",
-        "CREATE TEMPORARY TABLE mine (n integer)",
         "CREATE ROLE mine",
         "CREATE TABLE public.mine (n integer)",
         f"DROP SCHEMA {SCHEMA} CASCADE",
@@ -130,6 +129,8 @@ def test_the_reader_sees_each_view_and_nothing_else(still_owner: Engine, still_r
     for table in (*TABLES, VERSION_TABLE):
         assert refused(still_reader, f"SELECT * FROM {SCHEMA}.{table}")
     assert refused(still_reader, f"SELECT {SCHEMA}.refresh_statistics()")
+    assert refused(still_reader, f"SELECT {SCHEMA}.add_partition(1)")
+    assert refused(still_reader, "CREATE TEMPORARY TABLE mine (n integer)")
     assert refused(still_reader, f"SELECT nextval('{SCHEMA}.run_run_no_seq')")
 
 

@@ -34,6 +34,7 @@ from tasks.storage import ImageObject, ObjectStore, open_store
 from tasks.storage.local import LocalStore
 from tasks.storage.s3 import S3Store, client
 from tests.conftest import free_port
+from tests.list_answers import answer, told
 from tests.s3_server import by_boto3_alone
 
 NFC, NFD = unicodedata.normalize("NFC", "café.png"), unicodedata.normalize("NFD", "café.png")
@@ -208,11 +209,11 @@ def stubbed(*answers: tuple[str, dict[str, Any] | str, int]) -> S3Store:
     settings = load_settings(s3_access_key="a", s3_secret_key="b", s3_region="eu-central-1")
     store = by_boto3_alone(S3Store("bucket", settings))
     stubber = Stubber(store._client)
-    for operation, answer, status in answers:
-        if isinstance(answer, str):
-            stubber.add_client_error(operation, answer, http_status_code=status)
+    for operation, given, status in answers:
+        if isinstance(given, str):
+            stubber.add_client_error(operation, given, http_status_code=status)
         else:
-            stubber.add_response(operation, answer)
+            stubber.add_response(operation, given)
     stubber.activate()
     return store
 
@@ -374,14 +375,18 @@ def test_a_listing_that_is_refused_has_a_name_too(code: str, expected: type[Stor
         keys(stubbed(("list_objects_v2", code, 403 if code == "AccessDenied" else 503)), "raw/")
 
 
-def test_a_page_that_fails_after_a_good_one_is_not_taken_for_the_end() -> None:
-    entry = {"Key": "a", "ETag": '"e"', "Size": 1, "LastModified": datetime(2026, 3, 1, tzinfo=UTC)}
-    first = {"IsTruncated": True, "NextContinuationToken": "more", "Contents": [entry]}
-    pages = stubbed(("list_objects_v2", first, 200), ("list_objects_v2", "SlowDown", 503)).pages("")
+def test_a_page_that_fails_after_a_good_one_is_not_taken_for_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_arguments: 0.0)
+    store = S3Store("bucket", load_settings(s3_access_key="a", s3_secret_key="b", s3_region="eu-central-1"))
+    told(store, answer(["a"], "more"), (503, SLOW_DOWN))
+    pages = store.pages("")
 
     assert [image.key for image in next(pages)] == ["a"]
-    with pytest.raises(TransientStorageError):
+    with pytest.raises(TransientStorageError, match="SlowDown"):
         next(pages)
+
+
+SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>No.</Message></Error>"
 
 
 def test_a_signed_url_holds_no_secret_and_expires(s3_store: S3Store, s3_settings: dict[str, str]) -> None:

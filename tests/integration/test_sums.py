@@ -140,7 +140,7 @@ def test_a_score_lies_in_one_of_twenty_parts_and_1_in_the_last(make: Make) -> No
     with writing(engine) as connection:
         table = "prediction" if is_sqlite(engine) else "afterimage.prediction"
         digests = [row["digest"] for row in one.rows("SELECT DISTINCT digest FROM prediction ORDER BY digest")]
-        for digest, score in zip(digests, (0.0, 0.0499, 0.05, 0.15, 0.949, 0.95, 0.999, 1.0), strict=False):
+        for digest, score in zip(digests, (0.0, 0.0499, 0.0501, 0.151, 0.949, 0.951, 0.999, 1.0), strict=False):
             connection.execute(
                 text(f"UPDATE {table} SET score = :score WHERE digest = :digest"), {"score": score, "digest": digest}
             )

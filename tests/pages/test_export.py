@@ -121,7 +121,7 @@ def fill(connection: Any, source_no: int, other: Any) -> None:
     constant = {"source_no": source_no, "etag": "e", "size": 1, **moment}
     images = [{"key": f"{number:06}", "digest": digest, **constant} for number, digest in enumerate(digests)]
     connection.execute(insert(image), images)
-    said = {"label_index": 0, "label": "dark", "score": 0.5, "margin": 0.5, "entropy": 0.5, "top_k": "[]"}
+    said = {"label_index": 0, "score": 0.5, "margin": 0.5, "entropy": 0.5, "top_k": b""}
     made = {"model_no": other["model_no"], "run_no": -1, "generation": 1, "predicted_at": other["started_at"]}
     connection.execute(insert(prediction), [{"digest": digest, **said, **made} for digest in digests])
 

@@ -11,10 +11,11 @@ from sqlalchemy import Engine
 
 from tasks.cache import commits
 from tasks.cache.database import writing
+from tasks.cache.listed import stage_page
 from tasks.cache.models import register_model
 from tasks.cache.outcome import Finished, Progress, Scored
 from tasks.cache.runs import RunKey, RunStart, Staging, open_run
-from tasks.cache.staging import stage_page
+from tasks.listing import Page
 from tasks.storage.base import ImageObject
 from tasks.window import EVERYTHING
 
@@ -31,7 +32,7 @@ def staged(engine: Engine, pages: Iterable[Sequence[ImageObject]]) -> Staging:
     key = RunKey("property", uuid.uuid4().hex)
     staging = open_run(engine, RunStart(key, "cli", None, f"s3://{key.run_id}", "", EVERYTHING, False, {}))
     for page in pages:
-        stage_page(engine, staging, page, ignored=0)
+        stage_page(engine, staging, Page(page, ignored=0))
     return staging
 
 
@@ -43,7 +44,7 @@ def model(engine: Engine) -> int:
 
 def predicted(engine: Engine, staging: Staging, model_no: int, images: Iterable[ImageObject]) -> dict[str, str]:
     """Commit a prediction for each image; {key: outcome}."""
-    scored = Scored(0, "=none", 1.0, 1.0, 0.0, (("=none", 1.0),))
+    scored = Scored(0, "=none", 1.0, 1.0, 0.0, ())
     finished = [Finished(one.key, one, hashlib.sha256(one.key.encode()).digest(), scored) for one in images]
     scope = commits.Scope(staging, 0, model_no, "none", force=False)
     return commits.commit(engine, scope, finished, Progress(0, 0, 0.0, {}, "cpu"))

@@ -13,7 +13,22 @@ from tasks.settings import PROJECT
 FILES = sorted(path for path in (PROJECT / "tasks" / "cache").rglob("*.py"))
 
 # What may stand in braces: the schema and a view's name, both constants, and a clause that is one of two constants.
-KNOWN = {"SCHEMA", "where", "order", "schema", "name", "filled", "query", "table", "column"}
+# bulk.py copies into columns and tables of schema.py.
+KNOWN = {
+    "SCHEMA",
+    "where",
+    "order",
+    "schema",
+    "name",
+    "filled",
+    "query",
+    "table",
+    "column",
+    "new",
+    "like",
+    "listed",
+    "target",
+}
 MIGRATIONS = PROJECT / "tasks" / "cache" / "migrations"
 RUN_SQL = {"text", "execute", "exec_driver_sql", "copy"}
 

@@ -82,6 +82,7 @@ ORDER = (
     {"plan"},
     {"listing", "deduplication", "inference", "reporting"},
     {"optimisation"},
+    {"range_listing"},
     {"announcements", "worker", "sources"},
     {"engines"},
     {"road"},

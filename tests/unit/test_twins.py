@@ -11,7 +11,7 @@ from tasks.inference.reading import Work
 from tasks.inference.twins import Twins
 from tasks.storage.base import ImageObject
 
-SCORED = Scored(0, "cat", 0.9, 0.8, 0.1, (("cat", 0.9),))
+SCORED = Scored(0, "cat", 0.9, 0.8, 0.1, ())
 
 
 def work(key: str, digest: bytes = b"same") -> Work:

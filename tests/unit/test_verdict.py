@@ -41,7 +41,7 @@ def read(key: str) -> Work:
 
 def predicted(key: str) -> Work:
     work = read(key)
-    work.succeed(Scored(0, "cat", 0.9, 0.8, 0.1, (("cat", 0.9),)))
+    work.succeed(Scored(0, "cat", 0.9, 0.8, 0.1, ()))
     return work
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tasks.errors import TransientStorageError
@@ -40,6 +41,30 @@ def test_keys_that_do_not_grow_are_an_error_that_names_page_keys_and_what_to_do(
 
     with pytest.raises(TransientStorageError, match=r"Page 2 .*'s3://bucket/raw/' turns back: '.' follows '.'.*update"):
         listing.follow(page, True, "2")
+
+
+ORDERS = {"bytes": lambda key: key, "folders": lambda key: key.replace("/", "\0")}
+FEW_KEYS = st.text("a/-.", min_size=1, max_size=4)
+
+
+@given(keys=st.lists(FEW_KEYS, max_size=8), order=st.sampled_from(["bytes", "folders", "none"]), size=st.integers(1, 4))
+@example(["a/a", "a-", "b"], "folders", 2)
+def test_a_page_in_one_go_is_judged_as_key_by_key(keys: list[str], order: str, size: int) -> None:
+    """One order must hold from the first pair to the last, over all pages."""
+    keys = sorted(set(keys), key=ORDERS[order]) if order in ORDERS else keys
+    pages = [keys[start : start + size] for start in range(0, len(keys), size)]
+    holding, turn = list(ORDERS.values()), None
+    for one, other in itertools.pairwise(keys):
+        holding = [each for each in holding if each(one) < each(other)]
+        if not holding:
+            turn = f"turns back: {other!r} follows {one!r}"
+            break
+    listing = ordered()
+    if turn is None:
+        follow(listing, [(page, f"token {number}") for number, page in enumerate(pages)])
+        return
+    with pytest.raises(TransientStorageError, match=re.escape(turn)):
+        follow(listing, [(page, f"token {number}") for number, page in enumerate(pages)])
 
 
 def test_an_order_holds_over_empty_pages() -> None:

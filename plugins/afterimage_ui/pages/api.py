@@ -57,7 +57,7 @@ def predictions(request: Request, pipeline: str, limit: str = "100", after: str 
     following = written_place(found.after, asked.order)
     return _json(
         {
-            "predictions": [listing.row(row) for row in found.rows],
+            "predictions": listings.written(caches.page_cache(), listing, found.rows),
             "looked_at": found.looked_at,
             "next": _next(request, asked, most, following),
         }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -12,6 +11,7 @@ from afterimage_ui import caches, shell
 from afterimage_ui.access import READ_PIPELINE, Reader, ReaderDep, dag_of
 from afterimage_ui.subjects import scope_of
 from afterimage_ui.thumbnails import thumbnails_of
+from tasks.cache.naming import stage_of
 from tasks.cache.pages import single
 from tasks.cache.pages.scope import PipelineScope, known_pipelines
 from tasks.cache.pages.single import Visible
@@ -58,19 +58,21 @@ def facts_of(reader: Reader, scope: PipelineScope, key: str) -> dict[str, Any] |
         return about
     names = ("etag", "size", "last_modified", "recorded_at", "deleted_at")
     about["image"] = {**{name: found._mapping[name] for name in names}, "digest": found.digest.hex()}
-    about["predictions"] = [_prediction(row, seen) for row in single.predictions_of(cache, found.digest, seen)]
+    about["predictions"] = [_prediction(*said, seen) for said in single.predictions_of(cache, found.digest, seen)]
     said = single.review_of(cache, scope.name, found.digest)
     about["review"] = None if said is None else dict(said._mapping)
     about["twins"] = [_twin(row, scope) for row in single.twins_of(cache, found, seen)]
     return about
 
 
-def _prediction(row: Any, seen: Visible) -> dict[str, Any]:
-    names = ("model_id", "model_name", "model_version", "label", "score", "margin", "entropy", "cascade_stage")
+def _prediction(row: Any, best: list[dict[str, Any]], seen: Visible) -> dict[str, Any]:
+    names = ("model_id", "model_name", "model_version", "score", "margin", "entropy")
     told = row.pipeline in seen.pipelines
     return {
         **{name: row._mapping[name] for name in names},
-        "top_k": json.loads(row.top_k),
+        "label": best[0]["label"],
+        "top_k": best,
+        "cascade_stage": stage_of(row.top_k),
         "predicted_at": row.predicted_at,
         # Another pipeline may have used the model first: its runs are not for everybody.
         "dag_id": row.dag_id if told else None,

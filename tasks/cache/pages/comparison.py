@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, Engine, Subquery, func, select, union_all
 
 from tasks.cache.database import reading
+from tasks.cache.naming import label_of, labels_of
 from tasks.cache.pages.scope import ModelName, PipelineScope
 from tasks.cache.pages.walking import Found, Position, first_key, gather, way_of
 from tasks.cache.schema import model_label, pair_count, prediction
@@ -82,7 +83,7 @@ def agreement(engine: Engine, pipeline: str, one: ModelName, other: ModelName) -
         both = connection.execute(select(func.sum(rows.c.images))).scalar_one()
         agreed = connection.execute(select(func.sum(rows.c.images)).join_from(rows, alike, pair)).scalar_one()
         found = connection.execute(different.order_by(*order).limit(MOST_PAIRS)).all()
-        mine, theirs = (_names(connection, model.model_no) for model in (one, other))
+        mine, theirs = (labels_of(connection, model.model_no) for model in (one, other))
     images = Counter[tuple[str, str]]()  # Two outputs of a model may have one name.
     for row in found:
         images[mine[row.label_index], theirs[row.other_label_index]] += int(row.images)
@@ -141,11 +142,6 @@ def _alike(one: int, other: int) -> Subquery:
     )
 
 
-def _names(connection: Connection, model_no: int) -> dict[int, str]:
-    query = select(model_label.c.label_index, model_label.c.label).where(model_label.c.model_no == model_no)
-    return {row.label_index: row.label for row in connection.execute(query)}
-
-
 def differing(
     engine: Engine,
     scope: PipelineScope,
@@ -169,13 +165,14 @@ def _different(
     connection: Connection, scope: PipelineScope, models: tuple[int, int], other_label: str | None, digests: list[bytes]
 ) -> dict[bytes, Difference]:
     theirs = prediction.alias()
-    wanted = [] if other_label is None else [theirs.c.label == other_label]
+    label, their_label = label_of(), label_of(theirs)
+    wanted = [] if other_label is None else [their_label == other_label]
     query = (
         select(
             prediction.c.digest,
-            prediction.c.label,
+            label.label("label"),
             prediction.c.score,
-            theirs.c.label.label("other_label"),
+            their_label.label("other_label"),
             theirs.c.score.label("other_score"),
             first_key(scope, prediction.c.digest).label("key"),
         )
@@ -183,7 +180,7 @@ def _different(
         .where(
             prediction.c.model_no == models[0],
             prediction.c.digest.in_(digests),
-            prediction.c.label != theirs.c.label,
+            label != their_label,
             *wanted,
         )
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, Engine, func, select
 
 from tasks.cache.database import reading
+from tasks.cache.naming import label_of
 from tasks.cache.pages.progress import RunProgress
 from tasks.cache.pages.walking import gather, way_of
 from tasks.cache.schema import image, prediction, work_item
@@ -61,7 +62,8 @@ def _joined(connection: Connection, found: RunProgress, most: int) -> list[Doubt
 
 
 def _of_keys(connection: Connection, found: RunProgress, keys: Sequence[str], most: int) -> list[Doubtful]:
-    columns = (prediction.c.digest, image.c.key, prediction.c.label, prediction.c.score, prediction.c.margin)
+    label = label_of().label("label")
+    columns = (prediction.c.digest, image.c.key, label, prediction.c.score, prediction.c.margin)
     query = (
         select(*columns)
         .select_from(image)
@@ -86,7 +88,8 @@ def _of_run(connection: Connection, found: RunProgress, digests: list[bytes]) ->
     under = func.substr(image.c.key, 1, len(found.prefix)) == found.prefix
     here = (image.c.digest == prediction.c.digest, image.c.source_no == found.source_no, under)
     key = select(least).where(*here).correlate(prediction).scalar_subquery()
-    columns = (prediction.c.digest, key.label("key"), prediction.c.label, prediction.c.score, prediction.c.margin)
+    label = label_of().label("label")
+    columns = (prediction.c.digest, key.label("key"), label, prediction.c.score, prediction.c.margin)
     query = select(*columns).where(
         prediction.c.model_no == found.model_no,
         prediction.c.digest.in_(digests),

@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, Select, and_, func, not_, select
 
 from tasks.cache.database import is_sqlite, reading
+from tasks.cache.naming import label_of
 from tasks.cache.pages.filters import Filter, of_image, of_prediction, of_scope
 from tasks.cache.pages.scope import ModelName, PipelineScope
 from tasks.cache.pages.walking import Position, groups, way_of
@@ -31,13 +32,13 @@ COLUMNS = (
     image.c.last_modified,
     image.c.deleted_at,
     image.c.digest,
-    prediction.c.label,
+    label_of().label("label"),
+    prediction.c.model_no,
     prediction.c.label_index,
     prediction.c.score,
     prediction.c.margin,
     prediction.c.entropy,
     prediction.c.top_k,
-    prediction.c.cascade_stage,
     prediction.c.predicted_at,
 )
 

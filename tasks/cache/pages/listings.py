@@ -5,8 +5,7 @@ Each is a query with named and typed columns, in an order that says where a page
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -33,6 +32,7 @@ from sqlalchemy import (
 )
 
 from tasks.cache.database import is_sqlite, reading
+from tasks.cache.naming import labels_of, stage_of, top_k
 from tasks.cache.pages import gallery
 from tasks.cache.pages.filters import key_range
 from tasks.cache.pages.gallery import Question
@@ -142,26 +142,30 @@ PREDICTIONS: dict[str, Kind] = {
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A query, the columns that its rows have in the end, and its order. `constants` are columns that are alike in all rows."""
+    """A query, the columns that its rows have in the end, and its order. `constants` are columns that are alike in all rows;
+    `model_no` is the model of rows that are predictions."""
 
     kinds: Mapping[str, Kind]
     query: Select[Any]
     order: tuple[ColumnElement[Any], ...]
     newest_first: bool
     constants: Mapping[str, Any]
+    model_no: int | None = None
 
-    def row(self, found: Row[Any]) -> dict[str, Any]:
-        """A row as plain values: digests in hex, JSON as lists and objects, moments in UTC."""
+    def row(self, found: Row[Any], labels: Mapping[int, str]) -> dict[str, Any]:
+        """A row as plain values: digests in hex, JSON as lists and objects, moments in UTC; `labels` are those of its model."""
         values = dict(
             zip(found._fields, found, strict=True)
         )  # Much faster than its mapping, and exports have many rows.
+        if self.model_no is not None:
+            packed = values["top_k"]
+            best = top_k(values["label_index"], values["score"], packed, labels)
+            values |= {"top_k": best, "cascade_stage": stage_of(packed)}
         plain = {name: values[name] if name in values else self.constants[name] for name in self.kinds}
         for name, kind in self.kinds.items():
             value = plain[name]
             if isinstance(value, bytes):
                 plain[name] = value.hex()
-            elif kind == "top_k" and isinstance(value, str):
-                plain[name] = json.loads(value)
             elif kind == "flag" and value is not None:
                 plain[name] = bool(value)
         return plain
@@ -182,7 +186,7 @@ def predictions(question: Question, sqlite: bool) -> Listing:
     names = {"model_id": model.model_id, "model_name": model.name, "model_version": model.version}
     constants = {"source": question.scope.source, **names}
     query = gallery.matching(question, sqlite).order_by(None)
-    return Listing(PREDICTIONS, query, (gallery.COLUMNS[0],), False, constants)
+    return Listing(PREDICTIONS, query, (gallery.COLUMNS[0],), False, constants, model.model_no)
 
 
 def failures(scope: PipelineScope) -> Listing:
@@ -222,11 +226,11 @@ def snapshot(engine: Engine, listing: Listing) -> Iterator[Snapshot]:
         if not is_sqlite(engine):
             # In SQLite a transaction reads what was there when it began to.
             connection = connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-        number = _count(connection, listing)
+        number, labels = _count(connection, listing), _labels(connection, listing)
         query = listing.query.order_by(*_ordered(listing))
         found = connection.execution_options(yield_per=PAGE_ROWS).execute(query)
         try:
-            yield Snapshot(listing.kinds, number, (listing.row(row) for row in found))
+            yield Snapshot(listing.kinds, number, (listing.row(row, labels) for row in found))
         finally:
             found.close()
 
@@ -242,11 +246,19 @@ def page(engine: Engine, listing: Listing, after: Sequence[Any] | None, limit: i
         here = tuple_(*listing.order)
         query = query.where(here < place if listing.newest_first else here > place)
     with reading(engine) as connection:
-        rows = [listing.row(row) for row in connection.execute(query)]
+        labels = _labels(connection, listing)
+        rows = [listing.row(row, labels) for row in connection.execute(query)]
     if len(rows) <= limit:
         return rows, None
     last = rows[limit - 1]
     return rows[:limit], [_written(last[part.key]) for part in listing.order]  # type: ignore[index]
+
+
+def written(engine: Engine, listing: Listing, rows: Iterable[Row[Any]]) -> list[dict[str, Any]]:
+    """Rows of the listing's query that somebody else has read."""
+    with reading(engine) as connection:
+        labels = _labels(connection, listing)
+    return [listing.row(row, labels) for row in rows]
 
 
 def _bound(listing: Listing, after: Sequence[Any]) -> list[ColumnElement[Any]]:
@@ -268,6 +280,10 @@ def _ordered(listing: Listing) -> list[ColumnElement[Any]]:
 
 def _count(connection: Connection, listing: Listing) -> int:
     return int(connection.execute(select(func.count()).select_from(listing.query.subquery())).scalar_one())
+
+
+def _labels(connection: Connection, listing: Listing) -> Mapping[int, str]:
+    return {} if listing.model_no is None else labels_of(connection, listing.model_no)
 
 
 def _view(name: str, kinds: Mapping[str, Kind]) -> Table:

@@ -160,6 +160,8 @@ def run_progress(engine: Engine, dag_id: str, run_id: str) -> RunProgress | None
         has_details = connection.execute(staged).first() is not None
         is_counted = row.state == RUNNING and row.listed <= COUNTED
         outcomes = count_outcomes(connection, *_of(work_item, row)) if is_counted else None
+        if outcomes is not None:
+            outcomes["cached"] = outcomes.get("cached", 0) + row.dropped
     return RunProgress(
         row.run_no,
         row.generation,

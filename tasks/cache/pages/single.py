@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Engine, Row, and_, or_, select
 
 from tasks.cache.database import reading
+from tasks.cache.naming import top_ks
 from tasks.cache.pages.filters import key_range
 from tasks.cache.pages.scope import PipelineScope
 from tasks.cache.schema import failure, image, model, pipeline, prediction, review, run, source
@@ -54,8 +55,8 @@ def image_of(engine: Engine, scope: PipelineScope, key: str) -> Row[Any] | None:
     return next(iter(_rows(engine, query)), None)
 
 
-def predictions_of(engine: Engine, digest: bytes, seen: Visible) -> Sequence[Row[Any]]:
-    """What the models have said of some bytes, the newest first, with the run that said it."""
+def predictions_of(engine: Engine, digest: bytes, seen: Visible) -> Sequence[tuple[Row[Any], list[dict[str, Any]]]]:
+    """What the models have said of some bytes, the newest first, with the run that said it; and the best labels of each."""
     query = (
         select(*_A_PREDICTION)
         .join(model, model.c.model_no == prediction.c.model_no)
@@ -64,7 +65,9 @@ def predictions_of(engine: Engine, digest: bytes, seen: Visible) -> Sequence[Row
         .order_by(prediction.c.predicted_at.desc(), prediction.c.model_no.desc())
         .limit(MOST)
     )
-    return _rows(engine, query)
+    rows = _rows(engine, query)
+    with reading(engine) as connection:
+        return list(zip(rows, top_ks(connection, rows), strict=True))
 
 
 def failures_of(engine: Engine, scope: PipelineScope, key: str, seen: Visible) -> Sequence[Row[Any]]:

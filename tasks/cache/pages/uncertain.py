@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Engine, exists, select
 
 from tasks.cache.database import reading
+from tasks.cache.naming import top_ks
 from tasks.cache.pages.scope import ModelName, PipelineScope
 from tasks.cache.pages.walking import Found, Position, first_key, gather, way_of
 from tasks.cache.schema import prediction, review
@@ -49,14 +49,14 @@ def uncertain(
 def _open(connection: Connection, scope: PipelineScope, model_no: int, digests: list[bytes]) -> dict[bytes, Uncertain]:
     """Those of the pipeline that have no review."""
     reviewed = exists().where(review.c.pipeline == scope.name, review.c.digest == prediction.c.digest)
-    names = ("digest", "label", "label_index", "score", "margin", "top_k")
-    columns = [prediction.c[name] for name in names]
-    query = select(*columns, first_key(scope, prediction.c.digest).label("key")).where(
+    key = first_key(scope, prediction.c.digest).label("key")
+    query = select(prediction, key).where(
         prediction.c.model_no == model_no, prediction.c.digest.in_(digests), ~reviewed
     )
-    found = {}
-    for row in connection.execute(query).mappings():
-        if row["key"] is not None:
-            digest = bytes(row["digest"])
-            found[digest] = Uncertain(**{**row, "digest": digest.hex(), "top_k": json.loads(row["top_k"])})
-    return found
+    rows = [row for row in connection.execute(query) if row.key is not None]
+    return {
+        bytes(row.digest): Uncertain(
+            bytes(row.digest).hex(), row.key, best[0]["label"], row.label_index, row.score, row.margin, best
+        )
+        for row, best in zip(rows, top_ks(connection, rows), strict=True)
+    }

@@ -10,10 +10,10 @@ from __future__ import annotations
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Self, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, ScalarSelect, Select, bindparam, func, literal, select, true, tuple_
+from sqlalchemy import ColumnElement, Connection, ScalarSelect, Select, bindparam, func, literal, select, true
 
 from tasks.cache.database import is_sqlite
 from tasks.cache.pages.filters import label_indexes
@@ -28,6 +28,9 @@ FIRST_GROUP, LATER_GROUP = 100, 400
 CANDIDATES, OF_EACH_LABEL = 2_000, 4
 
 T = TypeVar("T")
+
+# From an output of the model, or a column or parameter that holds one, to a query.
+NextOf = Callable[[Any], Select[Any]]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -144,47 +147,82 @@ def _least_certain(
     if not way.outputs:
         return [], False
     each = max(OF_EACH_LABEL, CANDIDATES // len(way.outputs))
-    ranges = _ranges(connection, way, _next_of(way, after, each, inclusive=inclusive))
-    merged = sorted(position for found in ranges for position in found)
-    ends = [max(found) for found in ranges if len(found) == each]
+    ranges = _ranges(connection, way, after, each, inclusive=inclusive)
+    merged = sorted(position for found, _ in ranges for position in found)
+    ends = [found[-1] for found, has_more in ranges if has_more]
     if not ends:
         return merged, False
     return merged[: bisect_right(merged, min(ends))], True
 
 
-def _ranges(connection: Connection, way: Way, next_of: Callable[[Any], Select[Any]]) -> list[list[Position]]:
-    """A range of the index prediction_label for each of the outputs."""
+def _ranges(
+    connection: Connection, way: Way, after: Position | None, each: int, *, inclusive: bool
+) -> list[tuple[list[Position], bool]]:
+    """What comes next of each output, in order, and whether that is not all it has.
+
+    The index knows the order of margins, and not that of the digests which have the same one: there may be millions of those, of
+    a model that is sure of itself. So a margin that is begun is gone through by its digests, and from the next ones are taken
+    only those that are whole; one that is too large for that is begun.
+    """
+    at = {} if after is None else _by_output(connection, way, _at(way, after, each, inclusive=inclusive))
+    beyond = _by_output(connection, way, _beyond(way, after, each + 1))
+    found = []
+    for output in way.outputs:
+        begun, rows = at.get(output, []), sorted(beyond.get(output, []))
+        if len(begun) == each:
+            found.append((begun, True))
+            continue
+        has_more = len(rows) > each
+        if has_more:
+            start = Position(rows[-1].margin, b"")
+            rows = [position for position in rows if position < start]
+            if not rows:
+                one = replace(way, outputs=(output,))
+                rows = _by_output(connection, one, _at(one, start, each, inclusive=True))[output]
+        found.append((begun + rows, has_more))
+    return found
+
+
+def _by_output(connection: Connection, way: Way, next_of: NextOf) -> dict[int, list[Position]]:
+    """What the query gives for each of the outputs."""
+    by_output: dict[int, list[Position]] = {}
     if is_sqlite(connection) or len(way.outputs) == 1:
         # SQLite has no LATERAL, and no way to a server that each question would have to take.
         query = next_of(bindparam("wanted", type_=prediction.c.label_index.type))
-        found = ((connection.execute(query, {"wanted": output})) for output in way.outputs)
-        return [[Position(row.margin, bytes(row.digest)) for row in rows] for rows in found]
-    names = label_indexes(way.model_no, way.label).subquery("names")
-    lateral = next_of(names.c.label_index).lateral("ranges")
-    by_label: dict[int, list[Position]] = {}
-    for label, margin, digest in connection.execute(select(lateral).select_from(names.join(lateral, true()))):
-        by_label.setdefault(label, []).append(Position(margin, bytes(digest)))
-    return list(by_label.values())
+        rows = [row for output in way.outputs for row in connection.execute(query, {"wanted": output})]
+    else:
+        names = label_indexes(way.model_no, way.label).subquery("names")
+        lateral = next_of(names.c.label_index).lateral("ranges")
+        rows = list(connection.execute(select(lateral).select_from(names.join(lateral, true()))))
+    for row in rows:
+        by_output.setdefault(row.label_index, []).append(Position(row.margin, bytes(row.digest)))
+    return by_output
 
 
 _inner = prediction.alias("candidate")
 
 
-def _next_of(way: Way, after: Position | None, each: int, *, inclusive: bool) -> Callable[[Any], Select[Any]]:
-    """A function that gives the query for the next `each` of an output."""
-    place = tuple_(_inner.c.margin, _inner.c.digest)
-    query = (
-        select(_inner.c.label_index, _inner.c.margin, _inner.c.digest)
-        .where(_inner.c.model_no == way.model_no)
-        .order_by(_inner.c.margin, _inner.c.digest)
-        .limit(each)
-    )
+def _at(way: Way, after: Position, each: int, *, inclusive: bool) -> NextOf:
+    """A function that gives the query for the next `each` of an output that have the margin of a position."""
+    digest = literal(after.digest, prediction.c.digest.type)
+    query = _of_way(way).where(_inner.c.margin == literal(after.margin, prediction.c.margin.type))
+    query = query.where(_inner.c.digest >= digest if inclusive else _inner.c.digest > digest)
+    query = query.order_by(_inner.c.digest).limit(each)
+    return lambda output: query.where(_inner.c.label_index == output)
+
+
+def _beyond(way: Way, after: Position | None, each: int) -> NextOf:
+    """A function that gives the query for the next `each` of an output that have a larger margin, in no order of digests."""
+    query = _of_way(way).order_by(_inner.c.margin).limit(each)
+    if after is not None:
+        query = query.where(_inner.c.margin > literal(after.margin, prediction.c.margin.type))
+    return lambda output: query.where(_inner.c.label_index == output)
+
+
+def _of_way(way: Way) -> Select[Any]:
+    query = select(_inner.c.label_index, _inner.c.margin, _inner.c.digest).where(_inner.c.model_no == way.model_no)
     if way.margin_from is not None:
         query = query.where(_inner.c.margin >= way.margin_from)
     if way.margin_to is not None:
         query = query.where(_inner.c.margin <= way.margin_to)
-    if after is not None:
-        margin, digest = prediction.c.margin.type, prediction.c.digest.type
-        before = tuple_(literal(after.margin, margin), literal(after.digest, digest))
-        query = query.where(place >= before if inclusive else place > before)
-    return lambda output: query.where(_inner.c.label_index == output)
+    return query

@@ -11,8 +11,11 @@ from itertools import count
 from urllib.parse import quote_plus
 from xml.sax.saxutils import escape
 
-from tests.faults.fake_s3.objects import Bucket, Stored, page
+from tests.faults.fake_s3.objects import Bucket, Stored, page, page_by_folders
 from tests.faults.fake_s3.rules import Request, Rule
+
+# Asked for by a rule alone: no client of S3 has a word for it.
+BY_FOLDERS = "by-folders"
 
 _serial = count()
 _NEXT = re.compile(rb"<NextContinuationToken>[^<]*</NextContinuationToken>")
@@ -52,7 +55,7 @@ def listing(bucket: Bucket, request: Request) -> Answer:
     prefix, limit = query.get("prefix", "").encode(), min(1_000, int(query.get("max-keys", "1000")))
     token = query.get("continuation-token")
     after = query.get("start-after", "").encode() if token is None else place_of(token)
-    keys, more = page(bucket.keys, prefix, after, limit)
+    keys, more = (page_by_folders if BY_FOLDERS in query else page)(bucket.keys, prefix, after, limit)
     write = _quoted if query.get("encoding-type") == "url" else _escaped
     inner = [f"<Name>{request.bucket}</Name><Prefix>{write(prefix)}</Prefix><MaxKeys>{limit}</MaxKeys>"]
     inner += [f"<KeyCount>{len(keys)}</KeyCount><IsTruncated>{str(more).lower()}</IsTruncated>"]
@@ -165,5 +168,18 @@ FAULTS: dict[str, Fault] = {
     "empty_page": _empty_page,
     "backwards": _backwards,
     "changes": lambda answer, *_: answer,
+    "ignores_start": lambda answer, *_: answer,
+    "by_folders": lambda answer, *_: answer,
 }
 """`cut` is short and says so; `short` breaks off. `changes` gives the right answer, and what its rule changes comes after it."""
+
+BENT: dict[str, Callable[[Request], Request]] = {
+    "ignores_start": lambda request: _with_query(request, "start-after", None),
+    "by_folders": lambda request: _with_query(request, BY_FOLDERS, "yes"),
+}
+"""Faults of a store that understands another question than it was asked, and answers that one rightly."""
+
+
+def _with_query(request: Request, name: str, value: str | None) -> Request:
+    others = {each: text for each, text in request.query.items() if each != name}
+    return replace(request, query=others if value is None else {**others, name: value})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol, overload
@@ -162,9 +162,26 @@ class Buckets:
         return (self.clock or datetime.now(UTC)).replace(microsecond=0)
 
 
+def by_folders(key: bytes) -> bytes:
+    """What a store that keeps folders, and goes through them one by one, sorts by."""
+    return key.replace(b"/", b"\0")
+
+
 def page(keys: Sequence[bytes], prefix: bytes, after: bytes, limit: int) -> tuple[list[bytes], bool]:
     """At most `limit` keys under a prefix and behind `after`, and whether more follow."""
-    start = max(bisect_left(keys, prefix), bisect_right(keys, after) if after else 0)
+    return _page(keys, prefix, after, limit, None)
+
+
+def page_by_folders(keys: Sequence[bytes], prefix: bytes, after: bytes, limit: int) -> tuple[list[bytes], bool]:
+    """The same of a store that goes folder by folder."""
+    return _page(sorted(keys, key=by_folders), prefix, after, limit, by_folders)
+
+
+def _page(
+    keys: Sequence[bytes], prefix: bytes, after: bytes, limit: int, order: Callable[[bytes], bytes] | None
+) -> tuple[list[bytes], bool]:
+    first, last = (prefix, after) if order is None else (order(prefix), order(after))
+    start = max(bisect_left(keys, first, key=order), bisect_right(keys, last, key=order) if after else 0)
     found = [key for key in keys[start : start + limit] if key.startswith(prefix)]
     end = start + len(found)
     more = len(found) == limit and end < len(keys) and keys[end].startswith(prefix)

@@ -18,7 +18,7 @@ from datetime import datetime
 from http import HTTPStatus
 from urllib.parse import parse_qsl, unquote_to_bytes
 
-from tests.faults.fake_s3.answers import FAULTS, Answer, error, listing, whole, xml
+from tests.faults.fake_s3.answers import BENT, FAULTS, Answer, error, listing, whole, xml
 from tests.faults.fake_s3.objects import Bucket, Buckets, FilledBucket
 from tests.faults.fake_s3.rules import Request, Rule, Rules
 
@@ -51,9 +51,9 @@ class Server:
     def answer(self, request: Request) -> Answer:
         """The answer to a request of S3, spoiled where a rule strikes."""
         rule = self.rules.find(request)
-        right = self._right(request)
         if rule is None:
-            return right
+            return self._right(request)
+        right = self._right(BENT.get(rule.fault, lambda same: same)(request))
         spoiled = FAULTS[rule.fault](right, request, rule)
         self._change(request.bucket, rule)
         return spoiled
