@@ -61,6 +61,10 @@ class MadeUp:
         """It does."""
         return True
 
+    def head(self, key: str) -> ImageObject | None:
+        """Nobody asks for a single object."""
+        raise NotImplementedError(key)
+
     def first_key(self, prefix: str, after: str | None = None) -> str | None:
         """See ObjectStore.first_key."""
         self._ask()

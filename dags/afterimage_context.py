@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from airflow.sdk import Connection, get_current_context
@@ -11,16 +12,21 @@ from tasks.pipelines import Pipeline
 from tasks.plan import RunRequest
 from tasks.settings import Settings, connection_overrides, load_settings
 
+log = logging.getLogger(__name__)
 
-def current_request(pipeline: Pipeline) -> RunRequest:
-    """The run that the current task belongs to. A run without a logical date has no interval in its context."""
+
+def current_request(pipeline: Pipeline, *, is_announced: bool = False) -> RunRequest:
+    """The run that the current task belongs to. A run without a logical date has no interval in its context.
+
+    With `is_announced` it looks at the keys that started it, or that the form named, and at nothing else.
+    """
     from tasks.cache.runs import RunKey
     from tasks.location import parse_location
-    from tasks.window import resolve
+    from tasks.window import EVENTS, resolve
 
     context: Any = get_current_context()
     params, dag_run = context["params"], context["dag_run"]
-    run_type = str(getattr(dag_run.run_type, "value", dag_run.run_type))
+    run_type = EVENTS if is_announced else str(getattr(dag_run.run_type, "value", dag_run.run_type))
     window = resolve(
         run_type=run_type,
         window_start=params.get("window_start"),
@@ -39,7 +45,27 @@ def current_request(pipeline: Pipeline) -> RunRequest:
         force=params["force"],
         limit=params["limit"],
         dry_run=params["dry_run"],
+        keys=announced_keys(context) if is_announced else None,
     )
+
+
+def announced_keys(context: Any) -> tuple[str, ...]:
+    """The keys in the asset events that started a run, and in its form; for a run that is cleared they are the same again."""
+    keys = set(context["params"].get("keys") or ())
+    for events in (context.get("triggering_asset_events") or {}).values():
+        for event in events:
+            keys |= _keys_of(event.extra or {})
+    return tuple(sorted(keys))
+
+
+def _keys_of(extra: dict[str, Any]) -> set[str]:
+    """Anybody who may may make an event of an asset by hand, and write into it what he likes."""
+    payload = extra.get("payload", extra)
+    keys = payload.get("keys") if isinstance(payload, dict) else None
+    if not isinstance(keys, list):
+        log.warning("An event of the asset has no list of keys: %.500r", extra)
+        return set()
+    return {key for key in keys if isinstance(key, str)}
 
 
 def current_settings() -> Settings:

@@ -30,16 +30,21 @@ run then starts anew, and the cache keeps what was predicted. `TooManyFailures` 
 more than `max_failure_rate` of the images were bad: `./afterimage failures` lists them. `DriftExceeded` means that everything was
 committed and the predictions have moved from the `baseline` by more than `drift_limit`: look at the page Drift.
 
+**Events.** A pipeline with `events` has a second DAG, `predict_<name>_events`, which predicts what the bucket announces within a
+minute or so; `keys` in its form does the same by hand. The daily run finds what no message told of.
+
 Settings come from `AFTERIMAGE_*` and from the Connections `afterimage_database` and `afterimage_storage`, which win.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
+from afterimage_announced import announced_asset, follow_up
 from afterimage_context import current_request, current_settings
 from afterimage_defaults import DEFAULT_ARGS, RUN_TIMEOUT
 from afterimage_executor import POOL, QUEUE, shard_options
@@ -57,6 +62,7 @@ from airflow.sdk import (
 from airflow.sdk.exceptions import AirflowRescheduleException, AirflowSkipException
 
 from tasks.pipelines import Pipeline, read_pipelines
+from tasks.plan import RunRequest
 from tasks.settings import load_settings
 
 log = logging.getLogger(__name__)
@@ -104,17 +110,29 @@ PARAMS = {
 }
 
 
-def build(pipeline: Pipeline, schedule: Any = None) -> DAG:
-    """The DAG of one pipeline. A DAG file of your own may give it another schedule, such as an Asset."""
-    # A bare cron string has an interval of zero width in Airflow 3, and a backfill would find nothing.
-    if schedule is None and pipeline.schedule is not None:
-        schedule = CronDataIntervalTimetable(pipeline.schedule, timezone="UTC")
+ANNOUNCED_PARAMS = {
+    "keys": Param(
+        [],
+        type="array",
+        items={"type": "string"},
+        title="Keys",
+        description_md="Predict these objects too, one key a line. Keys that are not the pipeline's are left out.",
+    ),
+    **{name: param for name, param in PARAMS.items() if not name.startswith("window_")},
+}
+
+
+def build(pipeline: Pipeline, schedule: Any = None, announced: Asset | None = None) -> DAG:
+    """The DAG of one pipeline. A DAG file of your own may give it another schedule, such as an Asset.
+
+    With `announced` it is the DAG for the pipeline's events: that asset starts it, and it looks at announced keys alone.
+    """
     predictions = Asset(name=f"predictions_{pipeline.name}", uri=f"x-afterimage://predictions/{pipeline.name}")
+    asked = partial(current_request, pipeline, is_announced=announced is not None)
     shard_timeout = timedelta(seconds=max(3600.0, 12 * pipeline.shard_seconds))
 
     @dag(
-        dag_id=f"predict_{pipeline.name}",
-        schedule=schedule,
+        **_how_it_starts(pipeline, schedule, announced),
         start_date=datetime(2020, 1, 1, tzinfo=UTC),
         catchup=False,
         max_active_runs=1,
@@ -122,14 +140,13 @@ def build(pipeline: Pipeline, schedule: Any = None) -> DAG:
         max_active_tasks=max(16, pipeline.max_shards),
         dagrun_timeout=RUN_TIMEOUT,
         default_args=DEFAULT_ARGS,
-        params=PARAMS,
         tags=["afterimage"],
         doc_md=__doc__,
     )
     def predict() -> Any:
         @task
         def list_images() -> Any:
-            return _list(pipeline)
+            return _list(pipeline, asked)
 
         # Where list_images has listed everything there is no range to map over, and list_range is skipped.
         @task(trigger_rule=LISTING_IS_DONE[pipeline.list_tasks > 1])
@@ -139,7 +156,7 @@ def build(pipeline: Pipeline, schedule: Any = None) -> DAG:
             settings = current_settings()
             engine = road.open_cache(settings, _timeout())
             road.check_cache(engine, listed["cache"])
-            shards = road.deduplicate(current_request(pipeline), settings, engine)
+            shards = road.deduplicate(asked(), settings, engine)
             return [shard.to_dict() for shard in shards]
 
         @task(
@@ -168,7 +185,7 @@ def build(pipeline: Pipeline, schedule: Any = None) -> DAG:
             from tasks import road
 
             context: Any = get_current_context()
-            request, settings = current_request(pipeline), current_settings()
+            request, settings = asked(), current_settings()
             engine = road.open_cache(settings, _timeout())
             road.check_cache(engine, listed["cache"])
             if request.dry_run:
@@ -184,18 +201,20 @@ def build(pipeline: Pipeline, schedule: Any = None) -> DAG:
         def close_run() -> dict[str, Any] | None:
             from tasks import road
 
-            request, settings = current_request(pipeline), current_settings()
+            request, settings = asked(), current_settings()
             closed = road.close_run(request, settings)
             tell(request, settings)
             return closed
 
-        listed, ranges = _list_ranges(pipeline, list_images())
+        listed, ranges = _list_ranges(pipeline, asked, list_images())
         published = publish_run(listed)
         shards: Any = deduplicate(listed)
         ranges >> shards
         on_ray = pipeline.engine == "ray"
-        predicted = _predict_on_ray(pipeline, shards) if on_ray else predict_and_upsert.expand(shard=shards)
+        predicted = _predict_on_ray(pipeline, asked, shards) if on_ray else predict_and_upsert.expand(shard=shards)
         predicted >> published
+        if announced is not None:
+            predicted >> follow_up(announced)
         # A teardown cannot hide a failed shard from Airflow: the state of the run does not ask for it.
         published >> close_run().as_teardown()
         return published
@@ -203,11 +222,21 @@ def build(pipeline: Pipeline, schedule: Any = None) -> DAG:
     return predict()
 
 
-def _list(pipeline: Pipeline) -> Any:
+def _how_it_starts(pipeline: Pipeline, schedule: Any, announced: Asset | None) -> dict[str, Any]:
+    """The DAG's name, its schedule and its form."""
+    if announced is not None:
+        return {"dag_id": f"predict_{pipeline.name}_events", "schedule": [announced], "params": ANNOUNCED_PARAMS}
+    # A bare cron string has an interval of zero width in Airflow 3, and a backfill would find nothing.
+    if schedule is None and pipeline.schedule is not None:
+        schedule = CronDataIntervalTimetable(pipeline.schedule, timezone="UTC")
+    return {"dag_id": f"predict_{pipeline.name}", "schedule": schedule, "params": PARAMS}
+
+
+def _list(pipeline: Pipeline, asked: Callable[[], RunRequest]) -> Any:
     """What was listed; where other tasks share the listing its ranges are the result, and what was listed lies beside them."""
     from tasks import road
 
-    request, settings = current_request(pipeline), current_settings()
+    request, settings = asked(), current_settings()
     engine = road.open_cache(settings, _timeout())
     if pipeline.list_tasks == 1:
         return road.list_images(request, settings, engine)
@@ -217,7 +246,7 @@ def _list(pipeline: Pipeline) -> Any:
     return [part.to_dict() for part in parts]
 
 
-def _list_ranges(pipeline: Pipeline, listed: Any) -> tuple[Any, list[Any]]:
+def _list_ranges(pipeline: Pipeline, asked: Callable[[], RunRequest], listed: Any) -> tuple[Any, list[Any]]:
     """What later steps need to know of the listing, and the mapped task that shares it, if any does."""
     if pipeline.list_tasks == 1:
         return listed, []
@@ -230,12 +259,12 @@ def _list_ranges(pipeline: Pipeline, listed: Any) -> tuple[Any, list[Any]]:
         descriptor, settings = RangeDescriptor.from_dict(part), current_settings()
         get_current_context()["range_label"] = descriptor.label  # type: ignore[typeddict-unknown-key]
         engine = road.open_cache(settings, _timeout())
-        return road.list_range(current_request(pipeline), settings, descriptor, engine)
+        return road.list_range(asked(), settings, descriptor, engine)
 
     return listed[LISTED], [list_range.expand(part=listed)]
 
 
-def _predict_on_ray(pipeline: Pipeline, shards: Any) -> Any:
+def _predict_on_ray(pipeline: Pipeline, asked: Callable[[], RunRequest], shards: Any) -> Any:
     """One task for all shards: it waits for a Ray cluster, and needs no slot of a GPU."""
 
     @task(execution_timeout=RUN_TIMEOUT)
@@ -250,7 +279,7 @@ def _predict_on_ray(pipeline: Pipeline, shards: Any) -> Any:
         bar = progress.lines(log.info, every=30.0)
         bar.plan(descriptors)
         engine_of(pipeline)(descriptors, settings, bar.advance, partial(send, pipeline.name))
-        return road.summary_of(current_request(pipeline), settings)
+        return road.summary_of(asked(), settings)
 
     return predict_on_ray(shards)
 
@@ -264,3 +293,5 @@ def _timeout() -> timedelta | None:
 # A wrong table must not stop the pipelines beside it; wrong_pipelines.py shows it as its import error.
 for _pipeline in read_pipelines(load_settings().pipelines)[0].values():
     build(_pipeline)
+    if _pipeline.events is not None:
+        build(_pipeline, announced=announced_asset(_pipeline))

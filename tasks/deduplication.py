@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy import Engine
 
@@ -30,6 +31,7 @@ class Division:
 class DedupeOptions:
     """What the pipeline and the run say about deduplication; `workers` is how many shards there are at least.
 
+    `as_of` is the moment that the listing tells of, where it is an inventory of the past; None where it is the present.
     `is_reconciled` says that the listing has marked what is gone, and staged only what is not known.
     """
 
@@ -39,6 +41,7 @@ class DedupeOptions:
     max_shards: int
     workers: int = 1
     dry_run: bool = False
+    as_of: datetime | None = None
     is_reconciled: bool = False
 
 
@@ -69,7 +72,7 @@ def deduplicate(
         rules = rows.Rules(model_no, mark_of(connection, model_no), decoder, options.force, options.limit)
         if not options.dry_run:
             # Images before failures, as commits lock them.
-            reconciling.unmark_returned(connection, staging)
+            reconciling.unmark_returned(connection, staging, options.as_of)
             if saw is not None and not options.is_reconciled:
                 reconciling.mark_deleted(connection, staging, saw)
             if saw is not None:
@@ -77,7 +80,7 @@ def deduplicate(
         if retried is not None:
             reconciling.stage_due(connection, staging, rules, retried)
         rows.classify(connection, staging, rules)
-        if not options.dry_run:
+        if not options.dry_run and options.as_of is None:  # What was mended by then may be broken by now.
             reconciling.forget_mended(connection, staging, model_no)
         rate = rows.measured_rate(connection, model_no)
         per_shard = DEFAULT_SHARD_IMAGES if rate is None else max(1, round(rate * options.shard_seconds))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 from tasks.cache.database import connect, described, is_sqlite
 from tasks.cache.migrating import head_version, version
@@ -19,6 +20,9 @@ from tasks.pipelines import Pipeline, find_pipeline, load_pipelines
 from tasks.settings import Settings
 from tasks.storage import open_store
 from tasks.storage.base import ImageObject
+
+# They come once a week at the least, and up to two days late.
+OLD_INVENTORY = timedelta(days=9)
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ def _findings(settings: Settings, name: str | None) -> Iterator[Finding]:
     for pipeline in pipelines:
         yield _check(f"{pipeline.name}: images", lambda pipeline=pipeline: _images(settings, pipeline))  # type: ignore[misc]
         yield _check(f"{pipeline.name}: model", lambda pipeline=pipeline: _model(settings, pipeline))  # type: ignore[misc]
+        if pipeline.inventory is not None:
+            yield _check(f"{pipeline.name}: inventory", lambda pipeline=pipeline: _inventory(settings, pipeline))  # type: ignore[misc]
         if pipeline.notify:
             yield _check(f"{pipeline.name}: notify", lambda pipeline=pipeline: _notifiers(pipeline))  # type: ignore[misc]
 
@@ -93,6 +99,22 @@ def _images(settings: Settings, pipeline: Pipeline) -> str:
         return f"{pipeline.images} can be listed and holds nothing"
     blob = store.read(page[0].key, None)
     return f"{pipeline.images} can be listed and read ({page[0].key!r}: {len(blob.data):,} bytes)"
+
+
+def _inventory(settings: Settings, pipeline: Pipeline) -> str:
+    """The newest inventory, and how old it is: where S3 has stopped to write them, somebody should know."""
+    from tasks.storage.inventory import open_inventory
+
+    assert pipeline.inventory is not None
+    manifest = open_inventory(pipeline.inventory, parse_location(pipeline.images).root, settings).manifest
+    made = (
+        f"{manifest.key} tells of {manifest.created:%Y-%m-%d %H:%M} UTC, in {len(manifest.files)} {manifest.form} files"
+    )
+    if datetime.now(UTC) - manifest.created > OLD_INVENTORY:
+        raise ConfigurationError(
+            f"{made}: more than {OLD_INVENTORY.days} days ago. Look at its configuration in S3, or leave `inventory` out."
+        )
+    return made
 
 
 def _model(settings: Settings, pipeline: Pipeline) -> str:

@@ -20,6 +20,9 @@ from tasks.location import parse_location
 from tasks.notifications import Notify
 from tasks.uris import absolute_models, absolute_uri, without_secrets
 
+# A queue's URL, without a user or a query.
+_QUEUE = re.compile(r"https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9_.-]+)+")
+
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 
 # Keys under which somebody may have put a secret, although it belongs into the environment.
@@ -38,6 +41,9 @@ class Pipeline(BaseModel):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,100}$")]
     images: Annotated[str, Field(min_length=1)]
+    inventory: Annotated[str, Field(min_length=1)] | None = None
+    reconcile_days: Annotated[float, Field(gt=0, le=36_500)] = 7.0
+    events: str | None = None
     thumbnails: Annotated[str, Field(min_length=1)] | None = None
     model: str | tuple[str, ...]
     cascade_margin: float | tuple[float, ...] | None = Field(None, validate_default=True)
@@ -63,6 +69,31 @@ class Pipeline(BaseModel):
     @classmethod
     def _names_a_store(cls, value: str) -> str:
         _check_location(value)
+        return value
+
+    @field_validator("inventory")
+    @classmethod
+    def _is_of_a_bucket(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None:
+            _check_location(value)
+            location = parse_location(value)
+            if location.scheme != "s3" or location.template is not None or not location.prefix.strip("/"):
+                raise ValueError(
+                    "expected s3://BUCKET/PREFIX/SOURCE-BUCKET/CONFIG-ID/, the folder above those with a date"
+                )
+            _check_in_s3(info, "only a bucket has an inventory")
+        return value
+
+    @field_validator("events")
+    @classmethod
+    def _is_a_queue(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None:
+            return None
+        if not _QUEUE.fullmatch(value):
+            raise ValueError("expected the URL of a queue: https://sqs.REGION.amazonaws.com/ACCOUNT/NAME")
+        _check_in_s3(info, "only a bucket announces its objects")
+        if "images" in info.data and parse_location(info.data["images"]).root.startswith("arn:"):
+            raise ValueError("events name the bucket, and `images` an access point: write s3://BUCKET/PREFIX there")
         return value
 
     @field_validator("thumbnails")
@@ -151,6 +182,13 @@ def _check_location(value: str) -> None:
         parse_location(value)
     except ConfigurationError as error:
         raise ValueError(str(error).rstrip(".")) from None
+
+
+def _check_in_s3(info: ValidationInfo, why: str) -> None:
+    """Raises ValueError where the images lie in a folder; images that are wrong are told of elsewhere."""
+    images = info.data.get("images")
+    if images is not None and parse_location(images).scheme != "s3":
+        raise ValueError(f"{why}, and `images` is {images!r}: expected images in s3://BUCKET/PREFIX")
 
 
 def _check_apart(thumbnails: str, images: str) -> None:
@@ -246,7 +284,7 @@ def read_pipelines(path: Path) -> tuple[dict[str, Pipeline], dict[str, str]]:
             pipelines[name] = _pipeline(path, name, table)
         except ConfigurationError as error:
             problems[name] = str(error)
-    for name, problem in _among_images_of_others(path, pipelines):
+    for name, problem in [*_among_images_of_others(path, pipelines), *_named_as_events_of_others(path, pipelines)]:
         problems[name] = problem
         pipelines.pop(name, None)
     return pipelines, problems
@@ -263,6 +301,18 @@ def _among_images_of_others(path: Path, pipelines: Mapping[str, Pipeline]) -> li
         for one in pipelines.values()
         for other in pipelines.values()
         if one.thumbnails is not None and f"{_place(one.thumbnails).rstrip('/')}/".startswith(_place(other.images))
+    ]
+
+
+def _named_as_events_of_others(path: Path, pipelines: Mapping[str, Pipeline]) -> list[tuple[str, str]]:
+    """Pipelines whose DAG would have the id of another one's for events, with what is wrong."""
+    return [
+        (
+            f"{name}_events",
+            f"{path}: [{name}_events] has the DAG predict_{name}_events, and so have the events of [{name}]. Rename one of them.",
+        )
+        for name, pipeline in pipelines.items()
+        if pipeline.events is not None and f"{name}_events" in pipelines
     ]
 
 

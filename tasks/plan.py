@@ -16,7 +16,8 @@ class RunRequest:
     """One execution of a pipeline, as it was asked for.
 
     `name` is the pipeline's name in the run row; None for a folder that the command line was pointed at. With `retry` it looks
-    at failures that are due and lists nothing.
+    at failures that are due and lists nothing. `keys` are those that were announced, and then it
+    looks at these alone, as they are now; its `run_type` is `events`.
     """
 
     key: RunKey
@@ -28,6 +29,7 @@ class RunRequest:
     limit: int | None = None
     dry_run: bool = False
     retry: bool = False
+    keys: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from sqlalchemy import Engine
 from tasks import range_listing, reporting, worker
 from tasks.cache.database import cache_name
 from tasks.cache.known import ledger_of
+from tasks.cache.listed import stage_page
 from tasks.cache.notices import claim_notice, closed_run
 from tasks.cache.quarantine import count_due
 from tasks.cache.ranges import finish, listed_before
@@ -27,12 +28,13 @@ from tasks.deduplication import deduplicate as divide
 from tasks.engines import ShardEngine
 from tasks.engines.local import run_shards
 from tasks.errors import StagingLost
-from tasks.listing import KeyFilter, Selection
+from tasks.listing import Selection
 from tasks.location import Location, parse_location
 from tasks.models.cascade import resolve_models
 from tasks.notifications import Notice, notice_of
 from tasks.plan import RangeDescriptor, RunRequest, ShardDescriptor
 from tasks.settings import Settings
+from tasks.sources import OtherSource, announced, filter_of, inventory_moment, other_source, prefix_of
 from tasks.storage import ObjectStore, open_store
 from tasks.window import EVERYTHING, SCHEDULED
 from tasks.worker import Observe, Progress, decoder_of, no_observation, no_progress
@@ -53,12 +55,8 @@ predict_shard = worker.predict_shard
 def list_images(request: RunRequest, settings: Settings, engine: Engine | None = None) -> dict[str, Any]:
     """Stage what the run looks at; a new attempt replaces the staging of the older one."""
     engine = engine or open_cache(settings)
-    source, is_large = _open_listing(request, settings, engine)
-    # A retry takes what is due from the quarantine, in deduplicate.
-    counts = (
-        (0, 0) if request.retry else range_listing.list_all(source, request.pipeline.list_workers, is_large=is_large)
-    )
-    return _listed(request, source, counts)
+    source, is_large, other = _open_listing(request, settings, engine)
+    return _listed(request, source, _list_all(request, source, other, is_large=is_large))
 
 
 def plan_listing(
@@ -66,13 +64,10 @@ def plan_listing(
 ) -> tuple[dict[str, Any], list[RangeDescriptor]]:
     """As list_images; where the run is known to be large it stages nothing, and divides the listing into `list_tasks` ranges."""
     engine = engine or open_cache(settings)
-    source, is_large = _open_listing(request, settings, engine)
+    source, is_large, other = _open_listing(request, settings, engine)
     numbers = range_listing.plan_ranges(source, request.pipeline.list_tasks) if is_large else []
     if not numbers:
-        counts = (
-            (0, 0) if request.retry else range_listing.list_all(source, request.pipeline.list_workers, is_large=False)
-        )
-        return _listed(request, source, counts), []
+        return _listed(request, source, _list_all(request, source, other, is_large=False)), []
     listed = _listed(request, source, (0, 0))
     numbers = numbers[: request.pipeline.list_tasks]  # Whoever is done lists the others as well.
     staging = source.staging
@@ -94,13 +89,29 @@ def list_range(
     return _listed(request, source, counts)
 
 
-def _open_listing(request: RunRequest, settings: Settings, engine: Engine) -> tuple[range_listing.Source, bool]:
-    """Open the run; what it lists, and whether the run before it was large."""
-    location = parse_location(request.pipeline.images)
-    prefix = location.prefix if location.template is None else location.template.stem
+def _list_all(
+    request: RunRequest, source: range_listing.Source, other: OtherSource | None, *, is_large: bool
+) -> tuple[int, int]:
+    """Stage all that a run looks at; (listed, ignored)."""
+    if other is None:
+        return range_listing.list_all(source, request.pipeline.list_workers, is_large=is_large)
+    listed = ignored = 0
+    for page in other.pages(source.staging):
+        stage_page(source.engine, source.staging, page)
+        listed, ignored = listed + len(page.images), ignored + page.ignored
+    return listed, ignored
+
+
+def _open_listing(
+    request: RunRequest, settings: Settings, engine: Engine
+) -> tuple[range_listing.Source, bool, OtherSource | None]:
+    """Open the run; what it lists, whether the run before it was large, and what is looked at in place of a listing."""
+    prefix = prefix_of(parse_location(request.pipeline.images))
     listing = _listing(request, settings)
+    other = other_source(request, settings, engine, listing)
+    listing |= {} if other is None else other.facts
     table = request.pipeline
-    may_be_large = not request.retry and max(table.list_workers, table.list_tasks) > 1
+    may_be_large = other is None and max(table.list_workers, table.list_tasks) > 1
     before = listed_before(engine, listing["source"], prefix, request.key) if may_be_large else 0
     is_large = before >= range_listing.SPLIT_OBJECTS
     store = _store(request, settings)
@@ -109,7 +120,7 @@ def _open_listing(request: RunRequest, settings: Settings, engine: Engine) -> tu
     start = RunStart(
         request.key, request.run_type, request.name, listing["source"], prefix, request.window, request.force, listing
     )
-    return _source(request, engine, open_run(engine, start), store, listing), is_large
+    return _source(request, engine, open_run(engine, start), store, listing), is_large, other
 
 
 def _store(request: RunRequest, settings: Settings) -> ObjectStore:
@@ -123,7 +134,7 @@ def _source(
 ) -> range_listing.Source:
     """What a run lists; images that the cache knows are left out where `listing` says for which model."""
     location = parse_location(request.pipeline.images)
-    selection = Selection(location, request.window, _key_filter(request))
+    selection = Selection(location, request.window, filter_of(request))
     saw = None if request.dry_run else _saw(request, location)
     ledger = ledger_of(engine, staging, listing[DROPPED_FOR], saw) if DROPPED_FOR in listing else None
     return range_listing.Source(engine, staging, store, selection, ledger)
@@ -154,10 +165,13 @@ def deduplicate(request: RunRequest, settings: Settings, engine: Engine | None =
         table.max_shards,
         table.workers,
         request.dry_run,
+        as_of=inventory_moment(then),
         is_reconciled=DROPPED_FOR in then,
     )
     finish(engine, staging)
-    saw, retried = _saw(request, location), _retried(request, location)
+    # An inventory may lack what came since, so nothing is gone by its word.
+    saw = None if options.as_of is not None else _saw(request, location)
+    retried = _retried(request, location)
     division = divide(engine, staging, model, decoder_of(model), options, saw, retried)
     log.info("%s", reporting.format_summary(expectation(request, settings, engine)))
     if request.dry_run:
@@ -301,6 +315,7 @@ def _listing(request: RunRequest, settings: Settings) -> dict[str, Any]:
         "include": list(table.include),
         "exclude": list(table.exclude),
         "window": [moment and moment.isoformat() for moment in (window.start, window.end)],
+        "announced": announced(request),
     }
 
 
@@ -320,14 +335,10 @@ def _check_dropped(then: dict[str, Any], model_id: str) -> None:
         )
 
 
-def _key_filter(request: RunRequest) -> KeyFilter:
-    return KeyFilter(request.pipeline.include, request.pipeline.exclude)
-
-
 def _saw(request: RunRequest, location: Location) -> Callable[[str], bool] | None:
     """Whether the listing would have shown a key; None where a key does not tell, as within a window on LastModified."""
-    keys, template, window = _key_filter(request), location.template, request.window
-    if request.retry:
+    keys, template, window = filter_of(request), location.template, request.window
+    if request.retry or request.keys is not None:
         return None
     if template is None:
         return keys.wants if window.is_open else None
@@ -339,7 +350,7 @@ def _saw(request: RunRequest, location: Location) -> Callable[[str], bool] | Non
 def _retried(request: RunRequest, location: Location) -> Callable[[str], bool] | None:
     """Which failures a run tries again although it does not list them: those of any day, where days are listed daily; and all
     of the pipeline, in a run that is a retry."""
-    keys, template = _key_filter(request), location.template
+    keys, template = filter_of(request), location.template
     if not request.retry and (template is None or request.run_type != SCHEDULED):
         return None
     if template is None:

@@ -14,7 +14,7 @@ from datetime import UTC, date, datetime, timedelta
 
 from tasks.errors import ConfigurationError
 
-BACKFILL, SCHEDULED, RETRY = "backfill", "scheduled", "retry"
+BACKFILL, SCHEDULED, RETRY, EVENTS = "backfill", "scheduled", "retry", "events"
 
 _FIELD = re.compile(r"\{\{\s*(.*?)\s*\}\}")
 _FORMATS: Mapping[str, tuple[str, str]] = {

@@ -20,7 +20,7 @@ from tasks.cache.runs import SUCCESS, RunKey, Staging, check_generation, count_l
 from tasks.cache.schema import listing_range, run, source
 from tasks.errors import ListingIncomplete
 from tasks.storage.base import ImageObject, Span
-from tasks.window import RETRY
+from tasks.window import EVENTS, RETRY
 
 # A holder that has staged no page for so long is dead, or asks a store that does not answer.
 LEASE = timedelta(minutes=2)
@@ -190,9 +190,10 @@ def listed_so_far(engine: Engine, staging: Staging) -> tuple[int, int]:
 
 def listed_before(engine: Engine, uri: str, prefix: str, key: RunKey) -> int:
     """How many objects the newest other run saw that ended well over the same source and prefix; 0 where there is none."""
-    same = (source.c.uri == uri, run.c.prefix == prefix, run.c.state == SUCCESS, run.c.run_type != RETRY)
+    same = (source.c.uri == uri, run.c.prefix == prefix, run.c.state == SUCCESS)
+    partial = run.c.run_type.in_((RETRY, EVENTS))  # They look at a few.
     other = (run.c.dag_id != key.dag_id) | (run.c.run_id != key.run_id)
-    query = select(run.c.listed + run.c.ignored).join_from(run, source).where(*same, other)
+    query = select(run.c.listed + run.c.ignored).join_from(run, source).where(*same, ~partial, other)
     with reading(engine) as connection:
         found = connection.execute(query.order_by(run.c.run_no.desc()).limit(1)).scalar_one_or_none()
     return int(found or 0)

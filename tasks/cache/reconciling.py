@@ -16,11 +16,15 @@ from tasks.cache.staging import PAGE_ROWS, Rules, due, of, stage
 from tasks.storage.base import ImageObject
 
 
-def unmark_returned(connection: Connection, staging: Staging) -> None:
-    """Every run: what it has listed is there, whatever an earlier one could not see."""
+def unmark_returned(connection: Connection, staging: Staging, as_of: datetime | None) -> None:
+    """Every run: what it has listed is there, whatever an earlier one could not see.
+
+    `as_of` is when it was there, where that is not now: what was found gone after that moment stays so.
+    """
     row = check_generation(connection, staging)
     staged = exists().where(*of(staging), work_item.c.key == image.c.key)
-    for keys in _pages(connection, image, [*_under(image, row), image.c.deleted_at.is_not(None), staged]):
+    gone = image.c.deleted_at.is_not(None) if as_of is None else image.c.deleted_at < as_of
+    for keys in _pages(connection, image, [*_under(image, row), gone, staged]):
         _mark(connection, row.source_no, keys, None)
 
 

@@ -30,7 +30,7 @@ from tasks.cache.schema import (
     work_item,
 )
 from tasks.errors import StagingLost, StaleGeneration
-from tasks.window import RETRY, SCHEDULED, Window
+from tasks.window import EVENTS, RETRY, SCHEDULED, Window
 
 OUTCOMES = ("cached", "known_bad", "deferred", "reused", "predicted", "failed", "vanished")
 
@@ -301,7 +301,8 @@ def _point_pipeline(connection: Connection, row: Row[Any], *, is_whole: bool) ->
     """Make the run's model the pipeline's current one.
 
     A pipeline that has one already changes only after a run by schedule or over everything, and never back to an older
-    run's model: users' SQL would see a part of the images, or the past. A retry of failures changes nothing.
+    run's model: users' SQL would see a part of the images, or the past. A retry of failures changes nothing, and announced
+    images are a part.
     """
     if row.run_type == RETRY:
         return
@@ -310,7 +311,7 @@ def _point_pipeline(connection: Connection, row: Row[Any], *, is_whole: bool) ->
         run.c.pipeline == row.pipeline, run.c.state == SUCCESS, run.c.run_no > row.run_no
     )
     is_open = row.window_start is None and row.window_end is None
-    is_whole = is_whole and (is_open or row.run_type == SCHEDULED)
+    is_whole = is_whole and row.run_type != EVENTS and (is_open or row.run_type == SCHEDULED)
     if known is not None and (not is_whole or connection.execute(newer.limit(1)).first() is not None):
         return
     values = {"source_no": row.source_no, "prefix": row.prefix, "model_no": row.model_no}

@@ -63,6 +63,16 @@ def write_rows(connection: Connection, staging: Staging, images: Sequence[ImageO
         bulk.copy(connection, work_item.fullname, columns, rows)
 
 
+@repeated
+def not_yet_staged(engine: Engine, staging: Staging, images: Sequence[ImageObject]) -> list[ImageObject]:
+    """Those of some objects whose key is not staged, each key once: what an inventory lists twice is staged once."""
+    once = {image.key: image for image in reversed(images)}
+    query = select(work_item.c.key).where(*of(staging), work_item.c.key.in_(list(once)))
+    with reading(engine) as connection:
+        known = set(connection.execute(query).scalars())
+    return [image for key, image in reversed(once.items()) if key not in known]
+
+
 def refresh_statistics(engine: Engine) -> None:
     """Tell PostgreSQL's planner of the rows that were staged just now.
 

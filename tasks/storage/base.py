@@ -54,6 +54,13 @@ class ObjectStore(Protocol):
         """
         ...
 
+    def head(self, key: str) -> ImageObject | None:
+        """One object as a listing would show it now; None where it is not there, or would not be shown.
+
+        Raises AccessDenied or TransientStorageError.
+        """
+        ...
+
     def begins_after(self, prefix: str) -> bool:
         """Whether a listing under this prefix begins where it is asked to, in byte order: only then can it be divided.
 

@@ -45,6 +45,14 @@ class LocalStore:
         if page:
             yield page
 
+    def head(self, key: str) -> ImageObject | None:
+        """One file; see ObjectStore.head. A key that names a file in another way than a listing does names none."""
+        if "\0" in key or os.path.normpath(key) != key or key.startswith(("/", "..")):
+            return None
+        path = Path(self.root, key)
+        # As in a listing: links to folders are not walked into.
+        return self._image(path, key) if os.path.realpath(path.parent) == str(path.parent) else None
+
     def begins_after(self, prefix: str) -> bool:
         """Never: files come in no order."""
         return False
@@ -155,13 +163,13 @@ class LocalStore:
                 f"The folder {folder} could not be listed: {error}. Check the disk, then run again."
             ) from error
 
-    def _image(self, entry: os.DirEntry[str], key: str) -> ImageObject | None:
+    def _image(self, entry: os.DirEntry[str] | Path, key: str) -> ImageObject | None:
         try:
             if entry.is_symlink():  # Folders on the way are none: links to folders are not walked into.
                 self._inside(key)
             key.encode("utf-8")
             found = entry.stat()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (AccessDenied, UnicodeEncodeError, OSError) as error:  # OSError: a link that leads to itself.
             log.warning("Passed over %r: %s", key, error)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 5
+
+_PIECE_BYTES = 1024 * 1024
 
 _ENDPOINTS = {"AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"}
 
@@ -183,6 +186,18 @@ class S3Store:
                 return
             start = {"ContinuationToken": token}
 
+    def head(self, key: str) -> ImageObject | None:
+        """HEAD one object; see ObjectStore.head."""
+        try:
+            answer = self._client.head_object(Bucket=self.bucket, Key=key)
+        except Exception as error:
+            try:
+                self._translate(error, f"s3://{self.bucket}/{key}")
+            except ObjectVanished:
+                return None
+        modified = answer["LastModified"].astimezone(UTC)
+        return ImageObject(key, answer["ETag"].strip('"'), answer["ContentLength"], modified)
+
     def read(self, key: str, etag: str | None) -> Blob:
         """GET one object, with If-Match where an etag is given; see ObjectStore.read."""
         blob = self._fast.read(key, etag) or self._read_with_boto3(key, etag)
@@ -214,6 +229,22 @@ class S3Store:
                 f"s3://{self.bucket}/{key} ended after {len(data)} of {answer['ContentLength']} bytes. It is read again."
             )
         return Blob(data, answer["ETag"].strip('"'), answer["LastModified"].astimezone(UTC))
+
+    def pieces(self, key: str) -> Iterator[bytes]:
+        """GET one object that may be too large for memory, a MiB at a time. Raises as `read` does."""
+        length = 0
+        try:
+            answer = self._client.get_object(Bucket=self.bucket, Key=key)
+            with closing(answer["Body"]) as body:
+                for piece in body.iter_chunks(_PIECE_BYTES):
+                    length += len(piece)
+                    yield piece
+        except Exception as error:
+            self._translate(error, f"s3://{self.bucket}/{key}")
+        if length != answer["ContentLength"]:
+            raise TransientStorageError(
+                f"s3://{self.bucket}/{key} ended after {length} of {answer['ContentLength']} bytes. It is read again."
+            )
 
     def sign(self, key: str, seconds: int) -> str:
         """A presigned GET."""

@@ -44,6 +44,11 @@ schedule = "0 0 * * *"
 [manual]
 images = "{images}"
 model = "{model}"
+
+[announced]
+images = "s3://announced/raw/"
+model = "{model}"
+events = "https://sqs.eu-west-1.amazonaws.com/123456789012/images"
 """
 
 

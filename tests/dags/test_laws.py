@@ -18,7 +18,8 @@ def bag(airflow: None) -> Any:
 
 def test_every_dag_file_parses_and_every_pipeline_has_a_dag(bag: Any) -> None:
     assert bag.import_errors == {}
-    assert sorted(bag.dags) == ["maintain_cache", "predict_manual", "predict_plain", "predict_templated"]
+    names = ["announced", "announced_events", "manual", "plain", "templated"]
+    assert sorted(bag.dags) == ["maintain_cache", *(f"predict_{name}" for name in names)]
 
 
 def test_a_wrong_table_is_an_import_error_and_stops_no_other_pipeline(
@@ -74,6 +75,27 @@ def test_the_steps_stand_in_their_order(bag: Any) -> None:
         "publish_run": ["close_run"],
         "close_run": [],
     }
+
+
+def test_announcements_start_a_dag_of_the_same_steps(bag: Any) -> None:
+    usual, announced = bag.dags["predict_announced"], bag.dags["predict_announced_events"]
+    assert set(announced.task_dict) == {*usual.task_dict, "follow_up"}
+    assert sorted(announced.params) == ["dry_run", "force", "keys", "limit"]
+    assert "`keys`" in announced.doc_md
+    for name, task in usual.task_dict.items():
+        wanted = task.downstream_task_ids | ({"follow_up"} if name == "predict_and_upsert" else set())
+        assert announced.task_dict[name].downstream_task_ids == wanted
+    asset = announced.timetable.asset_condition.objects[0]
+    assert (asset.name, asset.uri) == ("images_announced", "x-afterimage://images/announced")
+    (watcher,) = asset.watchers
+    assert watcher.trigger.serialize()[1]["queue"] == "https://sqs.eu-west-1.amazonaws.com/123456789012/images"
+
+
+def test_what_follows_up_hides_no_failure(bag: Any) -> None:
+    dag = bag.dags["predict_announced_events"]
+    assert dag.task_dict["follow_up"].trigger_rule == "all_done"
+    leaves = {name for name, task in dag.task_dict.items() if task.downstream_task_ids <= {"close_run"}}
+    assert leaves == {"publish_run", "follow_up", "close_run"}, "publish_run decides as well"
 
 
 def test_shards_go_to_the_gpu_and_nothing_else_does(bag: Any) -> None:

@@ -83,7 +83,7 @@ ORDER = (
     {"listing", "deduplication", "inference", "reporting"},
     {"optimisation"},
     {"range_listing"},
-    {"worker"},
+    {"announcements", "worker", "sources"},
     {"engines"},
     {"road"},
     {"progress", "tables"},

@@ -13,7 +13,7 @@ from tasks.cache.counting import day_of
 from tasks.cache.database import reading
 from tasks.cache.runs import RUNNING
 from tasks.cache.schema import run, shard
-from tasks.window import RETRY
+from tasks.window import EVENTS, RETRY
 
 MOST_RUNS = 3_000
 """How many of a pipeline's newest runs are looked at: those of a month, at one every quarter of an hour."""
@@ -86,7 +86,9 @@ def last_runs(engine: Engine, pipelines: Sequence[str]) -> dict[str, Run]:
 def _newest_numbers(connection: Connection, pipelines: Sequence[str]) -> list[int]:
     """Asked for first: PostgreSQL reads all runs where these are subqueries of another question."""
     newest = [
-        select(func.max(run.c.run_no)).where(run.c.pipeline == name, run.c.run_type != RETRY).scalar_subquery()
+        select(func.max(run.c.run_no))
+        .where(run.c.pipeline == name, run.c.run_type.not_in((RETRY, EVENTS)))
+        .scalar_subquery()
         for name in pipelines
     ]
     return [number for number in connection.execute(select(*newest)).one() if number is not None]
