@@ -97,7 +97,7 @@ def _list_all(
         return range_listing.list_all(source, request.pipeline.list_workers, is_large=is_large)
     listed = ignored = 0
     for page in other.pages(source.staging):
-        stage_page(source.engine, source.staging, page)
+        stage_page(source.engine, source.staging, page, source.write)
         listed, ignored = listed + len(page.images), ignored + page.ignored
     return listed, ignored
 
@@ -111,16 +111,17 @@ def _open_listing(
     other = other_source(request, settings, engine, listing)
     listing |= {} if other is None else other.facts
     table = request.pipeline
-    may_be_large = other is None and max(table.list_workers, table.list_tasks) > 1
+    may_be_large = max(table.list_workers, table.list_tasks) > 1 and (other is None or other.may_be_large)
     before = listed_before(engine, listing["source"], prefix, request.key) if may_be_large else 0
     is_large = before >= range_listing.SPLIT_OBJECTS
     store = _store(request, settings)
-    if is_large and not request.force and range_listing.can_be_split(store, prefix):
+    # An inventory says nothing of what is gone, so its order does not matter.
+    if is_large and not request.force and (other is not None or range_listing.can_be_split(store, prefix)):
         listing[DROPPED_FOR] = resolve_models(request.pipeline.models, request.pipeline.margins, settings).model_id
     start = RunStart(
         request.key, request.run_type, request.name, listing["source"], prefix, request.window, request.force, listing
     )
-    return _source(request, engine, open_run(engine, start), store, listing), is_large, other
+    return _source(request, engine, open_run(engine, start), store, listing), is_large and other is None, other
 
 
 def _store(request: RunRequest, settings: Settings) -> ObjectStore:

@@ -36,10 +36,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class OtherSource:
-    """What a run looks at in place of a listing. `facts` join the run's listing; `pages` gives what it holds, for a staging."""
+    """What a run looks at in place of a listing. `facts` join the run's listing; `pages` gives what it holds, for a staging.
+
+    `may_be_large` is whether it can hold as many objects as the bucket.
+    """
 
     pages: Callable[[Staging], Iterable[Page]]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    may_be_large: bool = False
 
 
 def other_source(
@@ -117,7 +121,9 @@ def _inventory(request: RunRequest, location: Location, settings: Settings, engi
         (now() - manifest.created).total_seconds() / 3600,
     )
     facts = {INVENTORY: {"manifest": manifest.key, "created": manifest.created.isoformat()}}
-    return OtherSource(lambda staging: _inventory_pages(request, location, inventory, engine, staging), facts)
+    return OtherSource(
+        lambda staging: _inventory_pages(request, location, inventory, engine, staging), facts, may_be_large=True
+    )
 
 
 def _inventory_pages(

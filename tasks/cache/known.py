@@ -8,16 +8,17 @@ has a word to say in deduplication: images in quarantine, those that came back, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Engine, exists, false, func, select, true, update
 
 from tasks.cache.blocking import is_anything_blocked
 from tasks.cache.database import reading
-from tasks.cache.listed import Wanted, write_page
+from tasks.cache.listed import Wanted
 from tasks.cache.models import mark_of
 from tasks.cache.quarantine import under
 from tasks.cache.runs import Staging, now
@@ -27,6 +28,9 @@ from tasks.storage.base import ImageObject, Span
 
 CHUNK = 500
 
+
+Keys = Callable[[ColumnElement[str]], Iterable[ColumnElement[Any]]]
+"""Of a key, that it is one of those that a page speaks for."""
 
 _Known = tuple[str, bool, bool, bool]
 """Of an image: its etag, that it is not marked as deleted, that its bytes have a prediction, and that it may be marked now."""
@@ -47,43 +51,42 @@ class Ledger:
     started_at: datetime
 
     def write(self, connection: Connection, staging: Staging, page: Wanted) -> int:
-        """Stage what is unknown of a page; how many of its images are known."""
-        if page.covers is None:
-            return write_page(connection, staging, page)
+        """Stage what is unknown of a page; how many of its images are known. Without `covers` it says nothing of other keys."""
         found = self.unknown(connection, page.images, page.covers)
         write_rows(connection, staging, found)
         return len(page.images) - len(found)
 
-    def unknown(self, connection: Connection, images: Sequence[ImageObject], covers: Span) -> list[ImageObject]:
+    def unknown(self, connection: Connection, images: Sequence[ImageObject], covers: Span | None) -> list[ImageObject]:
         """Those of a page that are to be staged; what is gone from the keys that it covers is marked."""
-        rows = self._rows(connection, covers)
+        here = _one_of([one.key for one in images]) if covers is None else partial(within, covers=covers)
+        rows = self._rows(connection, here)
         if any(row[1] and not row[2] for row in rows.values()):
-            rows |= self._unmarked(connection, covers)
-        kept = self._kept(connection, covers)
+            rows |= self._unmarked(connection, here)
+        kept = self._kept(connection, here)
         found = [
             one
             for one in images
             if (row := rows.get(one.key)) is None or row[0] != one.etag or not row[2] or one.key in kept
         ]
-        if self.saw is not None:
+        if self.saw is not None and covers is not None:
             listed = {one.key for one in images}
             self._mark(connection, [key for key, row in rows.items() if row[3] and key not in listed and self.saw(key)])
         return found
 
-    def _rows(self, connection: Connection, covers: Span) -> dict[str, _Known]:
-        """{key: ...} of the images in a range, from their own rows alone."""
+    def _rows(self, connection: Connection, here: Keys) -> dict[str, _Known]:
+        """{key: ...} of the images under some keys, from their own rows alone."""
         marked = image.c.deleted_at.is_(None) & (image.c.mark == self.mark)
-        return self._read(connection, covers, func.coalesce(marked, false()))
+        return self._read(connection, here, func.coalesce(marked, false()))
 
-    def _unmarked(self, connection: Connection, covers: Span) -> dict[str, _Known]:
+    def _unmarked(self, connection: Connection, here: Keys) -> dict[str, _Known]:
         """Those that are predicted all the same: by the marked model as well, or before there were marks.
 
         Who has no mark gets it; where two models share a source, one of them has it, and it does not go to and fro.
         """
         predicted = exists().where(prediction.c.model_no == self.model_no, prediction.c.digest == image.c.digest)
         doubted = (image.c.deleted_at.is_(None), image.c.mark.is_distinct_from(self.mark), predicted)
-        rows = self._read(connection, covers, true(), *doubted)
-        bare = [image.c.source_no == self.source_no, *within(image.c.key, covers), image.c.mark.is_(None)]
+        rows = self._read(connection, here, true(), *doubted)
+        bare = [image.c.source_no == self.source_no, *here(image.c.key), image.c.mark.is_(None)]
         if connection.execute(select(image.c.key).where(*bare).limit(1)).first() is not None:
             bare += [image.c.deleted_at.is_(None), predicted]
             keys = list(connection.execute(select(image.c.key).where(*bare).order_by(image.c.key).with_for_update()))
@@ -92,22 +95,22 @@ class Ledger:
         return rows
 
     def _read(
-        self, connection: Connection, covers: Span, predicted: ColumnElement[bool], *which: ColumnElement[bool]
+        self, connection: Connection, here: Keys, predicted: ColumnElement[bool], *which: ColumnElement[bool]
     ) -> dict[str, _Known]:
         living = image.c.deleted_at.is_(None)
         may_go = living & (image.c.recorded_at < self.started_at)
         query = select(image.c.key, image.c.etag, living, predicted, may_go)
-        here = (image.c.source_no == self.source_no, *within(image.c.key, covers), *which)
-        found = connection.execute(query.where(*here).order_by(image.c.key))
+        wanted = (image.c.source_no == self.source_no, *here(image.c.key), *which)
+        found = connection.execute(query.where(*wanted).order_by(image.c.key))
         return {key: (etag, living, predicted, may_go) for key, etag, living, predicted, may_go in found}
 
-    def _kept(self, connection: Connection, covers: Span) -> frozenset[str]:
+    def _kept(self, connection: Connection, here: Keys) -> frozenset[str]:
         """Keys that deduplication has to see."""
         tables = [failure, block] if is_anything_blocked(connection) else [failure]
         found: set[str] = set()
         for table in tables:
-            here = (table.c.source_no == self.source_no, *within(table.c.key, covers))
-            found.update(connection.execute(select(table.c.key).where(*here)).scalars())
+            wanted = (table.c.source_no == self.source_no, *here(table.c.key))
+            found.update(connection.execute(select(table.c.key).where(*wanted)).scalars())
         return frozenset(found)
 
     def _mark(self, connection: Connection, keys: Sequence[str]) -> None:
@@ -125,6 +128,11 @@ def ledger_of(engine: Engine, staging: Staging, model_id: str, saw: Callable[[st
         number = connection.execute(select(model.c.model_no).where(model.c.model_id == model_id)).scalar_one_or_none()
         mark = None if number is None else mark_of(connection, number)
     return None if number is None or mark is None else Ledger(row.source_no, number, mark, saw, row.started_at)
+
+
+def _one_of(keys: Sequence[str]) -> Keys:
+    """Keys in no order, as inventories list them. A page of them is few enough for one statement."""
+    return lambda key: [key.in_(keys)]
 
 
 def within(key: ColumnElement[str], covers: Span) -> Iterator[ColumnElement[Any]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tasks import road, sources
+from tasks import range_listing, road, sources
 from tasks.cache import runs
 from tasks.doctor import Finding, examine
 from tasks.errors import TooManyFailures
@@ -261,3 +261,22 @@ def test_days_of_a_template_are_listed_and_its_stem_is_not(
     never_lists(monkeypatch, bucket)
     assert runner.run()["listed"] == 1
     assert "inventory" in listing(runner)
+
+
+def test_what_is_known_of_a_large_inventory_is_not_staged(
+    make: Make, inventories: Inventories, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its keys come in no order, so each page is looked up by its keys, and nothing is gone by its word."""
+    monkeypatch.setattr(range_listing, "SPLIT_OBJECTS", 1)
+    inventories.write(YESTERDAY)
+    one = make()
+    assert outcomes(one.run()) == {"predicted": len(KEYS)}
+    etag = inventories.client.put_object(Bucket=bucket, Key=KEYS[0], Body=picture(101))["ETag"].strip('"')
+    entries = inventories.entries()
+    inventories.write(NOW, [entry for entry in reversed(entries) if entry.key != KEYS[1]])
+
+    assert outcomes(one.run()) == {"cached": len(KEYS) - 2, "predicted": 1}
+
+    staged = "SELECT key, etag FROM work_item WHERE run_no = (SELECT max(run_no) FROM run)"
+    assert one.rows(staged) == [{"key": KEYS[0], "etag": etag}]
+    assert deleted(one) == []
