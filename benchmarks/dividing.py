@@ -13,9 +13,9 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
-from tasks.cache.database import connect
+from tasks.cache.database import connect, reading
 from tasks.cache.listed import stage_page
 from tasks.cache.migrating import migrate
 from tasks.cache.runs import RunKey, RunStart, Staging, open_run
@@ -61,8 +61,11 @@ def main(count: int, folder: Path) -> None:
         staged = time.monotonic()
         division = divide(engine, staging, model)
         divided = time.monotonic()
+        with reading(engine) as connection:
+            size = connection.execute(text("SELECT pg_total_relation_size('afterimage.work_item')")).scalar_one()
         engine.dispose()
     print(f"{count:,} images staged in {staged - begun:.1f} s, divided in {divided - staged:.1f} s")
+    print(f"{size / count:.0f} bytes of the database for each staged image, indexes included")
     print(f"{len(division.sizes)} mapped tasks of {min(division.sizes):,} to {max(division.sizes):,} images")
 
 
