@@ -23,7 +23,7 @@ from sqlalchemy import text
 
 from benchmarks.machine import describe
 from benchmarks.scale.comparing import MARKS, PREDICTIONS, STAGING, comparison_rates
-from benchmarks.scale.ledger import Cache, remember, serving_cache
+from benchmarks.scale.ledger import SETTINGS, Cache, remember, serving_cache
 from benchmarks.scale.listing import BOTOCORE, OURS, reader_rates
 from benchmarks.scale.store import BUCKET, SyntheticStore, serving_objects
 from benchmarks.scale.upserting import bytes_per_image, bytes_per_prediction, commit_rate, upsert_rates
@@ -94,7 +94,7 @@ def probed(cache: Cache, store: SyntheticStore, objects: int) -> dict[str, Any]:
 
 def upsert_lines(cache: Cache, rounds: int) -> Iterator[Line]:
     """Writing, and what is written."""
-    rates, replayed = upsert_rates(cache, 4 * rounds, quiet)
+    rates, replayed = upsert_rates(cache, 8 * rounds, quiet)
     yield "upsert of new predictions, top-5, rows/s", median(rates), Target(40_000, 80_000, unit=""), "20,000 at a time"
     yield "replay of the same rows: rows changed", replayed, Target(0, 0, "at most", ""), ""
     commits = median(commit_rate(cache, 5) for _ in range(rounds))
@@ -145,11 +145,19 @@ def main(objects: int, rounds: int) -> int:
         share(cache, sources[objects], sources[SMALL], SMALL)
         for count, source in sources.items():
             known_before(cache, source, count)
+        print(server_of(cache))
         print(f"\na cache of {objects:,} images, filled in {time.monotonic() - started:.0f} s\n", flush=True)
         missed += [tell(line) for line in comparison_lines(cache, sources[objects], objects, rounds)]
         missed += [tell(line) for line in listing_lines(cache, store, objects, rounds)]
         missed += [tell(line) for line in upsert_lines(cache, rounds)]
     return int(any(missed))
+
+
+def server_of(cache: Cache) -> str:
+    """The server's version, and what it was told."""
+    with writing(cache.engine) as connection:
+        found = {name: connection.execute(text(f"SHOW {name}")).scalar_one() for name in ("server_version", *SETTINGS)}
+    return "PostgreSQL " + ", ".join(f"{name} {value}" for name, value in found.items())
 
 
 def share(cache: Cache, source: str, other: str, count: int) -> None:

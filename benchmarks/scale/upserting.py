@@ -96,13 +96,15 @@ def _new_ones(statement: object) -> object:
 
 def _replayed(cache: Cache, rows: list[bulk.Row]) -> int:
     """Rows that the server inserts, updates and deletes when the same ones are written once more."""
-    changed = (
+    query = (
         "SELECT n_tup_ins + n_tup_upd + n_tup_del FROM pg_stat_xact_user_tables WHERE relid = CAST(:name AS regclass)"
     )
+    partition = {"name": f"afterimage.prediction_{cache.model_no}"}
     with writing(cache.engine) as connection:
+        # What this connection did before may be in it as well.
+        before = connection.execute(text(query), partition).scalar_one()
         bulk.write(connection, prediction, PREDICTION, rows, _new_ones)
-        partition = f"afterimage.prediction_{cache.model_no}"
-        return int(connection.execute(text(changed), {"name": partition}).scalar_one())
+        return int(connection.execute(text(query), partition).scalar_one() - before)
 
 
 def _predictions(scope: Scope, batch: int) -> list[bulk.Row]:
