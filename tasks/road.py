@@ -18,6 +18,7 @@ from tasks import range_listing, reporting, worker
 from tasks.cache.database import cache_name
 from tasks.cache.known import ledger_of
 from tasks.cache.listed import stage_page
+from tasks.cache.models import is_known
 from tasks.cache.notices import claim_notice, closed_run
 from tasks.cache.quarantine import count_due
 from tasks.cache.ranges import finish, listed_before
@@ -117,7 +118,9 @@ def _open_listing(
     store = _store(request, settings)
     # An inventory says nothing of what is gone, so its order does not matter.
     if is_large and not request.force and (other is not None or range_listing.can_be_split(store, prefix)):
-        listing[DROPPED_FOR] = resolve_models(request.pipeline.models, request.pipeline.margins, settings).model_id
+        model_id = resolve_models(request.pipeline.models, request.pipeline.margins, settings).model_id
+        # One that is new has predicted nothing, and all is staged.
+        listing |= {DROPPED_FOR: model_id} if is_known(engine, model_id) else {}
     start = RunStart(
         request.key, request.run_type, request.name, listing["source"], prefix, request.window, request.force, listing
     )

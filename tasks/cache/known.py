@@ -121,13 +121,12 @@ class Ledger:
             connection.execute(update(image).where(*gone, image.c.deleted_at.is_(None)).values(deleted_at=now()))
 
 
-def ledger_of(engine: Engine, staging: Staging, model_id: str, saw: Callable[[str], bool] | None) -> Ledger | None:
-    """What a run's objects are compared with; None where the cache does not know the model, and so has no prediction of it."""
+def ledger_of(engine: Engine, staging: Staging, model_id: str, saw: Callable[[str], bool] | None) -> Ledger:
+    """What a run's objects are compared with: the predictions of a model that the cache knows."""
     with reading(engine) as connection:
         row = connection.execute(select(run.c.source_no, run.c.started_at).where(run.c.run_no == staging.run_no)).one()
-        number = connection.execute(select(model.c.model_no).where(model.c.model_id == model_id)).scalar_one_or_none()
-        mark = None if number is None else mark_of(connection, number)
-    return None if number is None or mark is None else Ledger(row.source_no, number, mark, saw, row.started_at)
+        number = connection.execute(select(model.c.model_no).where(model.c.model_id == model_id)).scalar_one()
+        return Ledger(row.source_no, number, mark_of(connection, number), saw, row.started_at)
 
 
 def _one_of(keys: Sequence[str]) -> Keys:

@@ -43,6 +43,12 @@ def register_model(
     return model_no
 
 
+def is_known(engine: Engine, model_id: str) -> bool:
+    """Whether a model was ever registered here."""
+    with reading(engine) as connection:
+        return connection.execute(select(model.c.model_no).where(model.c.model_id == model_id)).first() is not None
+
+
 def mark_of(connection: Connection, model_no: int) -> int:
     """What an image bears whose bytes have a prediction of this model. It is another one once they were all dropped."""
     epoch = connection.execute(select(model.c.epoch).where(model.c.model_no == model_no)).scalar_one()

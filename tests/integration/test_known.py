@@ -192,6 +192,17 @@ def test_another_model_than_the_one_that_was_compared_with_is_refused(make: Make
 
 
 @pytest.mark.usefixtures("large")
+def test_the_first_run_of_a_new_model_marks_what_is_gone_all_the_same(
+    make: Make, filled: Bucket, tmp_path: Path
+) -> None:
+    make().run()
+    filled.delete("raw/000.png")
+    one = make(model=str(write_small_bundle(tmp_path / "other", seed=5)))
+    assert outcomes(one.run()) == {"predicted": 11}
+    assert one.rows("SELECT key FROM image WHERE deleted_at IS NOT NULL") == [{"key": "raw/000.png"}]
+
+
+@pytest.mark.usefixtures("large")
 def test_a_store_that_lists_folder_by_folder_is_staged_whole(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     one = make()
     one.run()
