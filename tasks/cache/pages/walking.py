@@ -8,9 +8,9 @@ another model contradicts. So a walk ends after BUDGET_SECONDS at the latest, an
 from __future__ import annotations
 
 import time
-from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Generic, Self, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, ScalarSelect, Select, bindparam, func, literal, select, true
@@ -26,6 +26,8 @@ BUDGET_SECONDS = 0.2
 FIRST_GROUP, LATER_GROUP = 100, 400
 # Predictions that are taken from the index at once, and at least so many of each label.
 CANDIDATES, OF_EACH_LABEL = 2_000, 4
+# And at once of those that have the same margin.
+OF_ONE_MARGIN = 400
 
 T = TypeVar("T")
 
@@ -142,45 +144,39 @@ def _least_certain(
 ) -> tuple[list[Position], bool]:
     """The next predictions of all labels together, and whether there are more: some of each label, merged.
 
-    What lies beyond the last one of a label that has more to give is left for the next call.
+    The index knows the order of margins, and not that of the digests which have the same one: there may be millions of those, of
+    a model that is sure of itself. So a margin that is begun is gone through by its digests, of all labels at once. Of the next
+    ones only those are taken that are whole; where a label has too many of the very next one, that one is begun.
     """
     if not way.outputs:
         return [], False
+    begun = [] if after is None else _of_margin(connection, way, after, inclusive=inclusive)
+    if len(begun) == OF_ONE_MARGIN:
+        return begun, True
     each = max(OF_EACH_LABEL, CANDIDATES // len(way.outputs))
-    ranges = _ranges(connection, way, after, each, inclusive=inclusive)
-    merged = sorted(position for found, _ in ranges for position in found)
-    ends = [found[-1] for found, has_more in ranges if has_more]
+    merged: list[Position] = []
+    ends: list[Position] = []
+    for found in _by_output(connection, way, _beyond(way, after, each + 1)).values():
+        if len(found) > each:
+            ends.append(Position(max(found).margin, b""))
+        merged += found
+    merged.sort()
     if not ends:
-        return merged, False
-    return merged[: bisect_right(merged, min(ends))], True
+        return begun + merged, False
+    found = begun + merged[: bisect_left(merged, min(ends))]
+    return found or _of_margin(connection, way, min(ends), inclusive=True), True
 
 
-def _ranges(
-    connection: Connection, way: Way, after: Position | None, each: int, *, inclusive: bool
-) -> list[tuple[list[Position], bool]]:
-    """What comes next of each output, in order, and whether that is not all it has.
-
-    The index knows the order of margins, and not that of the digests which have the same one: there may be millions of those, of
-    a model that is sure of itself. So a margin that is begun is gone through by its digests, and from the next ones are taken
-    only those that are whole; one that is too large for that is begun.
-    """
-    at = {} if after is None else _by_output(connection, way, _at(way, after, each, inclusive=inclusive))
-    beyond = _by_output(connection, way, _beyond(way, after, each + 1))
-    found = []
-    for output in way.outputs:
-        begun, rows = at.get(output, []), sorted(beyond.get(output, []))
-        if len(begun) == each:
-            found.append((begun, True))
-            continue
-        has_more = len(rows) > each
-        if has_more:
-            start = Position(rows[-1].margin, b"")
-            rows = [position for position in rows if position < start]
-            if not rows:
-                one = replace(way, outputs=(output,))
-                rows = _by_output(connection, one, _at(one, start, each, inclusive=True))[output]
-        found.append((begun + rows, has_more))
-    return found
+def _of_margin(connection: Connection, way: Way, start: Position, *, inclusive: bool) -> list[Position]:
+    """The next ones that have the margin of a position, in the order of digests; at most OF_ONE_MARGIN."""
+    digest = literal(start.digest, prediction.c.digest.type)
+    query = _of_way(way).where(
+        _inner.c.margin == literal(start.margin, prediction.c.margin.type),
+        _inner.c.digest >= digest if inclusive else _inner.c.digest > digest,
+        _inner.c.label_index.in_(label_indexes(way.model_no, way.label)),
+    )
+    rows = connection.execute(query.order_by(_inner.c.digest).limit(OF_ONE_MARGIN))
+    return [Position(row.margin, bytes(row.digest)) for row in rows]
 
 
 def _by_output(connection: Connection, way: Way, next_of: NextOf) -> dict[int, list[Position]]:
@@ -200,15 +196,6 @@ def _by_output(connection: Connection, way: Way, next_of: NextOf) -> dict[int, l
 
 
 _inner = prediction.alias("candidate")
-
-
-def _at(way: Way, after: Position, each: int, *, inclusive: bool) -> NextOf:
-    """A function that gives the query for the next `each` of an output that have the margin of a position."""
-    digest = literal(after.digest, prediction.c.digest.type)
-    query = _of_way(way).where(_inner.c.margin == literal(after.margin, prediction.c.margin.type))
-    query = query.where(_inner.c.digest >= digest if inclusive else _inner.c.digest > digest)
-    query = query.order_by(_inner.c.digest).limit(each)
-    return lambda output: query.where(_inner.c.label_index == output)
 
 
 def _beyond(way: Way, after: Position | None, each: int) -> NextOf:
