@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, Engine, Subquery, func, select, union_all
 
 from tasks.cache.database import reading
-from tasks.cache.naming import label_of, labels_of
+from tasks.cache.naming import labels_of
 from tasks.cache.pages.scope import ModelName, PipelineScope
 from tasks.cache.pages.walking import Found, Position, first_key, gather, way_of
 from tasks.cache.schema import model_label, pair_count, prediction
@@ -164,29 +164,39 @@ def differing(
 def _different(
     connection: Connection, scope: PipelineScope, models: tuple[int, int], other_label: str | None, digests: list[bytes]
 ) -> dict[bytes, Difference]:
+    """Those of the predictions whose labels are called otherwise; names and keys are asked for those alone that need them."""
     theirs = prediction.alias()
-    label, their_label = label_of(), label_of(theirs)
-    wanted = [] if other_label is None else [their_label == other_label]
     query = (
         select(
             prediction.c.digest,
-            label.label("label"),
+            prediction.c.label_index,
             prediction.c.score,
-            their_label.label("other_label"),
+            theirs.c.label_index.label("other_index"),
             theirs.c.score.label("other_score"),
-            first_key(scope, prediction.c.digest).label("key"),
         )
         .join(theirs, (theirs.c.model_no == models[1]) & (theirs.c.digest == prediction.c.digest))
-        .where(
-            prediction.c.model_no == models[0],
-            prediction.c.digest.in_(digests),
-            label != their_label,
-            *wanted,
-        )
+        .where(prediction.c.model_no == models[0], prediction.c.digest.in_(digests))
     )
-    rows = connection.execute(query).mappings()
-    return {
-        bytes(row["digest"]): Difference(**{**row, "digest": bytes(row["digest"]).hex()})
+    rows = connection.execute(query).all()
+    mine = labels_of(connection, models[0], {row.label_index for row in rows})
+    others = labels_of(connection, models[1], {row.other_index for row in rows})
+    found = {
+        bytes(row.digest): row
         for row in rows
-        if row["key"] is not None
+        if mine[row.label_index] != others[row.other_index] and other_label in (None, others[row.other_index])
     }
+    keys = _keys(connection, scope, models[0], list(found))
+    return {
+        digest: Difference(
+            digest.hex(), keys[digest], mine[row.label_index], row.score, others[row.other_index], row.other_score
+        )
+        for digest, row in found.items()
+        if digest in keys
+    }
+
+
+def _keys(connection: Connection, scope: PipelineScope, model_no: int, digests: list[bytes]) -> dict[bytes, str]:
+    """{digest: the first key of the pipeline that has it}, of those that have one."""
+    key = first_key(scope, prediction.c.digest).label("key")
+    query = select(prediction.c.digest, key).where(prediction.c.model_no == model_no, prediction.c.digest.in_(digests))
+    return {bytes(row.digest): row.key for row in connection.execute(query) if row.key is not None}
