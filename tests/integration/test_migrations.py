@@ -117,6 +117,16 @@ def test_a_statement_ends_when_its_task_would(postgres_url: str) -> None:
         assert connection.execute(text("SHOW work_mem")).scalar_one() == "5MB"
 
 
+def test_who_asks_for_little_at_a_time_has_it_looked_up(postgres_url: str) -> None:
+    """A server that takes its disk for a spinning one would read a model's predictions whole for some thousands of them."""
+    engine = connect(f"{postgres_url}&options=-c%20work_mem%3D5MB", most=2)
+    with reading(engine) as connection:
+        assert connection.execute(text("SHOW random_page_cost")).scalar_one() == "1.1"
+        assert connection.execute(text("SHOW work_mem")).scalar_one() == "5MB"
+    with reading(connect(postgres_url)) as connection:
+        assert connection.execute(text("SHOW random_page_cost")).scalar_one() == "4"
+
+
 def test_sqlite_ends_a_transaction_that_takes_too_long_and_goes_on_with_the_next(tmp_path: Path) -> None:
     engine = connect(f"sqlite:///{tmp_path / 'cache.db'}", timedelta(seconds=0.2))
     for_ever = text("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n")

@@ -8,7 +8,6 @@ from math import sqrt
 from sqlalchemy import Engine, case, delete, func, select
 
 from tasks.cache.database import reading, repeated, writing
-from tasks.cache.naming import label_of
 from tasks.cache.pages.scope import PipelineScope
 from tasks.cache.pages.walking import living
 from tasks.cache.runs import insert, now
@@ -53,8 +52,11 @@ def judged(engine: Engine, pipeline: str, model_no: int | None = None, most: int
     same = (prediction.c.model_no == (part.c.model_no if model_no is None else model_no)) & (
         prediction.c.digest == part.c.digest
     )
-    right = func.sum(case((label_of() == part.c.label, 1), else_=0))
-    query = select(func.count(), func.coalesce(right, 0)).select_from(part.join(prediction, same))
+    # A join, and no look-up for each: the labels of a model are few beside its reviews.
+    named = (model_label.c.model_no == prediction.c.model_no) & (model_label.c.label_index == prediction.c.label_index)
+    right = func.sum(case((model_label.c.label == part.c.label, 1), else_=0))
+    reviewed = part.join(prediction, same).outerjoin(model_label, named)
+    query = select(func.count(), func.coalesce(right, 0)).select_from(reviewed)
     more = reviews.order_by(review.c.digest).offset(most).limit(1)
     with reading(engine) as connection:
         counted, agreed = connection.execute(query).one()
