@@ -229,5 +229,29 @@ def test_the_victim_of_a_deadlock_is_run_again(empty_postgres_url: str) -> None:
         assert connection.execute(text("SELECT times FROM counted")).scalars().all() == [2, 2]
 
 
+def test_the_victim_of_a_serialization_failure_is_run_again(empty_postgres_url: str) -> None:
+    """Somebody else changes a row between its reading and its writing."""
+    engine = connect(empty_postgres_url)
+    add = text("UPDATE counted SET times = times + 1")
+    with writing(engine) as connection:
+        connection.execute(text("CREATE TABLE counted (times integer)"))
+        connection.execute(text("INSERT INTO counted VALUES (0)"))
+    attempts: list[int] = []
+
+    @repeated
+    def count() -> None:
+        with writing(engine.execution_options(isolation_level="REPEATABLE READ")) as connection:
+            attempts.append(connection.execute(text("SELECT times FROM counted")).scalar_one())
+            if len(attempts) == 1:
+                with writing(engine) as other:
+                    other.execute(add)
+            connection.execute(add)
+
+    count()
+    assert attempts == [0, 1]
+    with reading(engine) as connection:
+        assert connection.execute(text("SELECT times FROM counted")).scalar_one() == 2
+
+
 def test_deduplicate_and_commit_repeat_themselves() -> None:
     assert all(hasattr(function, "__wrapped__") for function in (commit, deduplicate))
