@@ -262,3 +262,15 @@ def test_two_models_over_one_source_do_not_take_the_marks_from_each_other(make: 
     assert [outcomes(runner.run()) for runner in (one, other, one)] == [{"cached": 12}] * 3
     assert staged(one) == []
     assert one.rows("SELECT * FROM image ORDER BY key") == before, "a run that finds nothing new changes no row"
+
+
+@pytest.mark.usefixtures("large")
+def test_a_failure_of_an_image_that_is_as_it_was_before_is_forgotten(make: Make, filled: Bucket) -> None:
+    """It is known in this state, and all the same deduplication has to see it."""
+    one = make(list_workers=2)
+    one.run()
+    filled.put("raw/004.png", BROKEN)
+    assert outcomes(one.run()) == {"cached": 11, "failed": 1}
+    filled.put("raw/004.png", picture(4))
+    assert outcomes(one.run()) == {"cached": 12}
+    assert one.rows("SELECT key FROM v_failure") == []
