@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import event, insert, text
 
 from tasks import range_listing, road
 from tasks.cache import quarantine
 from tasks.cache.database import connect, is_sqlite, writing
 from tasks.cache.erasing import Target, erase
 from tasks.cache.runs import RunKey
+from tasks.cache.schema import failure
 from tasks.errors import StagingLost
 from tasks.settings import load_settings
 from tasks.storage import s3
@@ -274,3 +275,19 @@ def test_a_failure_of_an_image_that_is_as_it_was_before_is_forgotten(make: Make,
     filled.put("raw/004.png", picture(4))
     assert outcomes(one.run()) == {"cached": 12}
     assert one.rows("SELECT key FROM v_failure") == []
+
+
+@pytest.mark.usefixtures("large")
+def test_what_another_model_could_not_predict_stays_in_quarantine(make: Make, tmp_path: Path) -> None:
+    """A failure whose key is not staged is taken for one of an object that is gone."""
+    one, other = make(), make(model=str(write_small_bundle(tmp_path / "other", seed=5)))
+    one.run()
+    other.run()
+    image = one.rows("SELECT * FROM image WHERE key = 'raw/004.png'")[0]
+    state = {name: image[name] for name in ("source_no", "key", "etag", "size", "digest")}
+    why = {"reason": "truncated", "message": "", "decoder": "d", "attempts": 1, "next_retry_at": None, "run_no": 1}
+    moments = dict.fromkeys(("last_modified", "first_failed_at", "last_failed_at"), datetime(2026, 1, 1, tzinfo=UTC))
+    with writing(connect(as_owner(one.settings.database_url))) as connection:
+        connection.execute(insert(failure), {**state, **why, **moments, "model_no": 2})
+    assert outcomes(one.run()) == {"cached": 12}
+    assert [row["key"] for row in one.rows("SELECT key FROM v_failure")] == ["raw/004.png"]
