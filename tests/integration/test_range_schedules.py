@@ -39,7 +39,7 @@ def _work_at_random(engine: Engine, chance: random.Random) -> None:
         if not parts:
             break
         _one_step(source, store, hands, parts, chance, chance.randrange(workers))
-    list_range(source, 2, 0) if parts and not hands else _drain(source, hands)
+    _drain(source, hands)
     wanted = sorted(key for key in keys if key.endswith(".jpg"))
     assert [key for key, _, _ in staged(source)] == wanted
     assert ranges.listed_so_far(engine, source.staging) == (len(wanted), len(set(keys)) - len(wanted))
@@ -80,7 +80,7 @@ def _put(source: Source, store: MemoryStore, held: tuple[str, ranges.Part, list[
 
 
 def _drain(source: Source, hands: dict[int, Any]) -> None:
-    """The rest, while late workers still hold pages of it; then these come with them."""
+    """The rest, while late workers still hold pages of it; then these come with them. Nobody waits until the dead are given up."""
     with writing(source.engine) as connection:
         connection.execute(update(listing_range).values(holder=None))
     late = list(hands.values())
