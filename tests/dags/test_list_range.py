@@ -35,6 +35,7 @@ def store(images: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     bucket = Bucket(list(listed), page=4)
     monkeypatch.setattr(road, "open_store", lambda *_: bucket)
     monkeypatch.setattr(range_listing, "SPLIT_OBJECTS", 20)
+    monkeypatch.setattr(range_listing, "GROUP_OBJECTS", 1)
     yield bucket
     shutil.rmtree(images)
     images.mkdir()

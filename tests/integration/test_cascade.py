@@ -21,6 +21,7 @@ from tasks.cache import migrating
 from tasks.cache.commits import MEASURED_READS
 from tasks.cache.database import connect, is_sqlite, writing
 from tasks.cache.runs import RunKey
+from tasks.cache.schema import to_single
 from tasks.errors import GlobalFault, ModelError
 from tasks.inference import batching, reading
 from tasks.inference.decoding.policies import decode
@@ -476,6 +477,14 @@ def test_a_shard_measures_the_rate_of_the_cascade_and_freezes_it(
     assert rate["model_id"] == expected
 
 
+def without_stage(row: dict[str, Any]) -> dict[str, Any]:
+    """Numbers as they are in single precision, which looks otherwise where a column has double."""
+    top_k = row["top_k"] if isinstance(row["top_k"], list) else json.loads(row["top_k"])
+    best = [(entry["label"], to_single(entry["score"])) for entry in top_k]
+    numbers = {name: to_single(row[name]) for name in ("score", "margin", "entropy")}
+    return {**row, **numbers, "top_k": best, "cascade_stage": None, "answered_by": None}
+
+
 def test_the_views_lose_and_regain_who_answered_with_the_migration(
     home: Path, database_url: str, images: Path, small: Path
 ) -> None:
@@ -487,8 +496,8 @@ def test_the_views_lose_and_regain_who_answered_with_the_migration(
     engine = connect(as_owner(database_url))
     migrating.downgrade(engine, "0002")
     older = rows(runner)
-    assert {key: {**row, "cascade_stage": None, "answered_by": None} for key, row in older.items()} == {
-        key: {**row, "cascade_stage": None, "answered_by": None} for key, row in before.items()
+    assert {key: without_stage(row) for key, row in older.items()} == {
+        key: without_stage(row) for key, row in before.items()
     }
     assert "cascade_stage" not in next(iter(older.values()))
     with writing(engine) as connection:

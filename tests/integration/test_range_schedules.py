@@ -80,7 +80,7 @@ def _put(source: Source, store: MemoryStore, held: tuple[str, ranges.Part, list[
 
 
 def _drain(source: Source, hands: dict[int, Any]) -> None:
-    """The rest, while late workers still hold pages of it; then these come with them. Nobody waits until the dead are given up."""
+    """The rest, while late workers still hold pages of it; then these come with them. Nobody waits for the leases of the dead."""
     with writing(source.engine) as connection:
         connection.execute(update(listing_range).values(holder=None))
     late = list(hands.values())

@@ -179,6 +179,7 @@ def upgrade() -> None:
         )
     _lock(*VIEWS, "prediction")
     _copy_the_rest()
+    granted = _granted()
     drop_views()
     op.execute(f"DROP TABLE {SCHEMA}.prediction")
     op.execute(f"ALTER TABLE {SCHEMA}.prediction_next RENAME TO prediction")
@@ -186,6 +187,8 @@ def upgrade() -> None:
         op.execute(f"ALTER INDEX {SCHEMA}.prediction_next_{name} RENAME TO prediction_{name}")
     op.execute(ADD_PARTITION)
     create_views()
+    for grant in granted:
+        op.execute(grant)
 
 
 def downgrade() -> None:
@@ -220,6 +223,18 @@ def create_views() -> None:
 def drop_views() -> None:
     for name in VIEWS:
         op.execute(f"DROP VIEW {words()['schema']}{name}")
+
+
+def _granted() -> list[str]:
+    """Statements that give back what others than the owner may do with the views: dropped, these forget it."""
+    query = sa.text(
+        "SELECT format('GRANT %s ON %s TO %s', a.privilege_type, c.oid::regclass, "
+        "CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END) "
+        "FROM pg_class c, aclexplode(c.relacl) a WHERE c.relnamespace = to_regnamespace(:schema) "
+        "AND c.relname = ANY(:views) AND a.grantee <> c.relowner ORDER BY 1"
+    )
+    found = op.get_bind().execute(query, {"schema": SCHEMA, "views": list(VIEWS)})
+    return list(found.scalars())
 
 
 def _views_as_before() -> None:
