@@ -11,6 +11,7 @@ from sqlalchemy import text
 from tasks import road
 from tasks.cache.database import connect, is_sqlite, reading
 from tasks.cache.runs import OUTCOMES, RunKey
+from tasks.cache.schema import to_single
 from tasks.pipelines import Pipeline
 from tasks.plan import RunRequest, ShardDescriptor
 from tasks.settings import Settings, load_settings
@@ -53,9 +54,11 @@ class Runner:
     def predictions(self) -> dict[str, tuple[str, str, str, str, float]]:
         """{key: (etag, digest, model_id, label, score)} of every living image."""
         rows = self.rows("SELECT * FROM v_prediction WHERE deleted_at IS NULL")
+        # In single precision before they are rounded: PostgreSQL tells the shortest number that means the same, SQLite all of it.
+        scores = [round(to_single(row["score"]), 5) for row in rows]
         return {
-            row["key"]: (row["etag"], row["digest"], row["model_id"], row["label"], round(row["score"], 5))
-            for row in rows
+            row["key"]: (row["etag"], row["digest"], row["model_id"], row["label"], score)
+            for row, score in zip(rows, scores, strict=True)
         }
 
 
