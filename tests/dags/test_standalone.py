@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from sqlalchemy import make_url
 
+from tasks.cache.schema import to_single
 from tasks.models.bundle import read_bundle
 from tests.conftest import ROOT, free_port, fresh_cache, fresh_postgres, wait_until
 from tests.dags.standalone import Standalone
@@ -185,7 +186,8 @@ def predictions(home: Path, url: str, images: str, model: str) -> dict[str, Any]
         model=read_bundle(home / model).model_id,
     )
     return {
-        row["key"]: (row["etag"], row["digest"], row["model_id"], row["label"], round(row["score"], 5)) for row in rows
+        row["key"]: (row["etag"], row["digest"], row["model_id"], row["label"], round(to_single(row["score"]), 5))
+        for row in rows
     }
 
 
