@@ -109,13 +109,13 @@ def _open_listing(
     """Open the run; what it lists, whether the run before it was large, and what is looked at in place of a listing."""
     prefix = prefix_of(parse_location(request.pipeline.images))
     listing = _listing(request, settings)
-    other = other_source(request, settings, engine, listing)
+    store = _store(request, settings)
+    other = other_source(request, settings, engine, listing, store)
     listing |= {} if other is None else other.facts
     table = request.pipeline
     may_be_large = max(table.list_workers, table.list_tasks) > 1 and (other is None or other.may_be_large)
     before = listed_before(engine, listing["source"], prefix, request.key) if may_be_large else 0
     is_large = before >= range_listing.SPLIT_OBJECTS
-    store = _store(request, settings)
     # An inventory says nothing of what is gone, so its order does not matter.
     if is_large and not request.force and (other is not None or range_listing.can_be_split(store, prefix)):
         model_id = resolve_models(request.pipeline.models, request.pipeline.margins, settings).model_id

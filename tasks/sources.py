@@ -25,7 +25,7 @@ from tasks.listing import KeyFilter, Page, Selection
 from tasks.location import Location, parse_location
 from tasks.plan import RunRequest
 from tasks.settings import Settings
-from tasks.storage import ObjectStore, open_store
+from tasks.storage import ObjectStore
 from tasks.storage.base import PAGE_OBJECTS
 
 if TYPE_CHECKING:
@@ -47,9 +47,9 @@ class OtherSource:
 
 
 def other_source(
-    request: RunRequest, settings: Settings, engine: Engine, listing: Mapping[str, Any]
+    request: RunRequest, settings: Settings, engine: Engine, listing: Mapping[str, Any], store: ObjectStore
 ) -> OtherSource | None:
-    """Decide where a run finds its objects; None where it lists them itself.
+    """Decide where a run finds its objects; None where it lists `store`, its pipeline's, itself.
 
     Raises ConfigurationError where an inventory cannot be used.
     """
@@ -57,7 +57,6 @@ def other_source(
     if request.retry:
         return OtherSource(lambda _staging: [])  # It takes what is due from the quarantine, in deduplicate.
     if request.keys is not None:
-        store = open_store(location, settings)
         return OtherSource(lambda _staging: _announced_pages(request, location, store, settings.readers))
     if _takes_inventory(request, location, engine, listing):
         return _inventory(request, location, settings, engine)

@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from benchmarks.scale.ledger import LABELS, Cache
 from tasks.cache import bulk
-from tasks.cache.commits import PREDICTED, PREDICTION, Scope, commit, prediction_row
+from tasks.cache.commits import PREDICTION, Scope, commit, first_insert_wins, prediction_row
 from tasks.cache.database import writing
 from tasks.cache.listed import stage_page
 from tasks.cache.outcome import Finished, Progress, Scored
@@ -85,13 +85,8 @@ def bytes_per_image(cache: Cache) -> float:
 
 def _write(cache: Cache, rows: list[bulk.Row]) -> int:
     with writing(cache.engine) as connection:
-        made = bulk.write(connection, prediction, PREDICTION, rows, _new_ones)
+        made = bulk.write(connection, prediction, PREDICTION, rows, first_insert_wins)
         return 0 if made is None else len(made.all())
-
-
-def _new_ones(statement: object) -> object:
-    conflict = statement.on_conflict_do_nothing(index_elements=PREDICTED)  # type: ignore[attr-defined]
-    return conflict.returning(prediction.c.digest)
 
 
 def _replayed(cache: Cache, rows: list[bulk.Row]) -> int:
@@ -103,13 +98,13 @@ def _replayed(cache: Cache, rows: list[bulk.Row]) -> int:
     with writing(cache.engine) as connection:
         # What this connection did before may be in it as well.
         before = connection.execute(text(query), partition).scalar_one()
-        bulk.write(connection, prediction, PREDICTION, rows, _new_ones)
+        bulk.write(connection, prediction, PREDICTION, rows, first_insert_wins)
         return int(connection.execute(text(query), partition).scalar_one() - before)
 
 
 def _predictions(scope: Scope, batch: int) -> list[bulk.Row]:
-    draw, moment = random.Random(batch), time.time_ns()
-    return [prediction_row(scope, _digest(f"{moment} {number}"), _scored(draw)) for number in range(BATCH)]
+    draw, moment = random.Random(batch), datetime.now(UTC)
+    return [prediction_row(scope, _digest(f"{moment} {number}"), _scored(draw), moment) for number in range(BATCH)]
 
 
 def _digest(name: str) -> bytes:

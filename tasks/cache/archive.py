@@ -9,19 +9,19 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, Row, Select, exists, select, text
+from sqlalchemy import ColumnElement, Connection, Engine, Row, Select, exists, select
 
 from tasks.cache import bulk
 from tasks.cache.blocking import blocked_digests, hold_off_erasing
-from tasks.cache.commits import PREDICTED, PREDICTION
-from tasks.cache.database import is_sqlite, reading, repeated, writing
+from tasks.cache.commits import PREDICTION, first_insert_wins
+from tasks.cache.database import reading_one_moment, repeated, writing
 from tasks.cache.keeping.counting import count
-from tasks.cache.keeping.retention import find_model
+from tasks.cache.keeping.retention import find_model, model_numbers
 from tasks.cache.models import add_partition, register_model
 from tasks.cache.naming import labels_of
 from tasks.cache.pages.filters import key_range
 from tasks.cache.runs import insert
-from tasks.cache.schema import SCHEMA, image, model, model_label, pipeline, prediction, run
+from tasks.cache.schema import image, model, model_label, pipeline, prediction, run
 from tasks.errors import ConfigurationError
 
 NO_RUN, NO_GENERATION = 0, 0
@@ -79,9 +79,7 @@ class Restored:
 @contextmanager
 def snapshot(engine: Engine, asked: Asked, group_rows: int) -> Iterator[Snapshot]:
     """All of one moment, in groups of so many rows. Raises ConfigurationError where model or pipeline is not known."""
-    with reading(engine) as connection:
-        if not is_sqlite(engine):
-            connection = connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+    with reading_one_moment(engine) as connection:
         conditions = _conditions(connection, asked)
         numbers = _model_numbers(connection, conditions)
         models = {number: _kept(connection, number) for number in numbers}
@@ -114,9 +112,12 @@ def _of_pipeline(connection: Connection, name: str) -> ColumnElement[bool]:
 
 def _model_numbers(connection: Connection, conditions: Sequence[ColumnElement[bool]]) -> list[int]:
     """Those that have made any of them; each is asked for its first one, because there are few models and many rows."""
-    numbers = connection.execute(select(model.c.model_no).order_by(model.c.model_no)).scalars().all()
     any_of = select(prediction.c.model_no).where(*conditions).limit(1)
-    return [number for number in numbers if connection.execute(any_of.where(prediction.c.model_no == number)).first()]
+    return [
+        number
+        for number in model_numbers(connection)
+        if connection.execute(any_of.where(prediction.c.model_no == number)).first()
+    ]
 
 
 def _kept(connection: Connection, number: int) -> KeptModel:
@@ -187,24 +188,12 @@ def restore(engine: Engine, model_no: int, rows: Sequence[bulk.Row]) -> Restored
     place = PREDICTION.index("digest")
     with writing(engine) as connection:
         hold_off_erasing(connection)
-        _have_partition(connection, model_no)
+        add_partition(connection, model_no)  # Somebody may have dropped it since the model was registered.
         banned = blocked_digests(connection, {row[place] for row in rows})
         fresh = [row for row in rows if row[place] not in banned]
-        made = bulk.write(connection, prediction, PREDICTION, fresh, _first_wins)
+        made = bulk.write(connection, prediction, PREDICTION, fresh, first_insert_wins)
         inserted = 0 if made is None else len(made.all())
     return Restored(inserted, len(fresh) - inserted, len(rows) - len(fresh))
-
-
-def _first_wins(statement: Any) -> Any:
-    return statement.on_conflict_do_nothing(index_elements=PREDICTED).returning(prediction.c.model_no)
-
-
-def _have_partition(connection: Connection, model_no: int) -> None:
-    """Somebody may have dropped it since the model was registered."""
-    if not is_sqlite(connection):
-        name = {"name": f"{SCHEMA}.prediction_{model_no}"}
-        if connection.execute(text("SELECT to_regclass(:name)"), name).scalar_one() is None:
-            add_partition(connection, model_no)
 
 
 def restored_row(

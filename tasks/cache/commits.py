@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Engine, bindparam, case, select, update
@@ -121,27 +122,31 @@ def _open_keys(connection: Connection, staging: Staging, keys: Sequence[str]) ->
 def _insert_predictions(connection: Connection, scope: Scope, finished: Iterable[Finished]) -> set[bytes]:
     """Insert what is new and return the digests whose row this run made. With force, rows of other runs give way."""
     by_digest = {item.digest: item.scored for item in finished if item.digest is not None and item.scored is not None}
-    rows = [prediction_row(scope, digest, scored) for digest, scored in by_digest.items()]
+    moment = now()
+    rows = [prediction_row(scope, digest, scored, moment) for digest, scored in by_digest.items()]
     run_no, generation = scope.staging.run_no, scope.staging.generation
 
-    def decide(statement: Any) -> Any:
-        if not scope.force:
-            return statement.on_conflict_do_nothing(index_elements=PREDICTED).returning(prediction.c.digest)
+    def give_way(statement: Any) -> Any:
         fresh = {name: statement.excluded[name] for name in PREDICTION if name not in PREDICTED}
         other = (prediction.c.run_no != run_no) | (prediction.c.generation != generation)
         updated = statement.on_conflict_do_update(index_elements=PREDICTED, set_=fresh, where=other)
         return updated.returning(prediction.c.digest)
 
-    made = bulk.write(connection, prediction, PREDICTION, rows, decide)
+    made = bulk.write(connection, prediction, PREDICTION, rows, give_way if scope.force else first_insert_wins)
     return set() if made is None else {bytes(digest) for (digest,) in made}
 
 
-def prediction_row(scope: Scope, digest: bytes, scored: Scored) -> bulk.Row:
+def first_insert_wins(statement: Any) -> Any:
+    """For bulk.write: predictions that are there stay as they are; the digests of the others come back."""
+    return statement.on_conflict_do_nothing(index_elements=PREDICTED).returning(prediction.c.digest)
+
+
+def prediction_row(scope: Scope, digest: bytes, scored: Scored, moment: datetime) -> bulk.Row:
     """The values of a prediction, in the order of PREDICTION."""
     run_no, generation = scope.staging.run_no, scope.staging.generation
     numbers = (scored.label_index, scored.score, scored.margin, scored.entropy)
     packed = pack(scored.entries, scored.cascade_stage)
-    return now(), scope.model_no, run_no, *numbers, generation, digest, packed
+    return moment, scope.model_no, run_no, *numbers, generation, digest, packed
 
 
 def _upsert_images(connection: Connection, source_no: int, mark: int, finished: Iterable[Finished]) -> None:

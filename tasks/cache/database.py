@@ -87,6 +87,15 @@ def reading(engine: Engine) -> Iterator[Connection]:
 
 
 @contextmanager
+def reading_one_moment(engine: Engine) -> Iterator[Connection]:
+    """As reading; all its questions are answered as of the first one, whatever others write meanwhile."""
+    with reading(engine) as connection:
+        if not is_sqlite(engine):  # There a transaction reads what was there when it began to.
+            connection = connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        yield connection
+
+
+@contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
     """One transaction: committed at the end of the block, rolled back where it raises."""
     with _named(engine), engine.execution_options(writes=True).begin() as connection:

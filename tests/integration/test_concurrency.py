@@ -9,14 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import func, select, text
 
 from tasks import road
 from tasks.cache import bulk
-from tasks.cache.commits import PREDICTED, PREDICTION, Scope, commit, prediction_row
+from tasks.cache.commits import PREDICTION, Scope, commit, first_insert_wins, prediction_row
 from tasks.cache.database import connect, reading, repeated, writing
 from tasks.cache.listed import stage_page
 from tasks.cache.models import register_model
@@ -90,7 +89,8 @@ def test_two_who_write_the_same_rows_in_opposite_orders_wait_and_do_not_deadlock
     staging, model_no = staged(postgres_url, "a", 1)
     scope, barrier = Scope(staging, 0, model_no, "decoder", False), threading.Barrier(2)
     scored = Scored(0, "cat", 0.9, 0.8, 0.1, ())
-    rows = [prediction_row(scope, sha256(str(number).encode()).digest(), scored) for number in range(rounds * count)]
+    digests = [sha256(str(number).encode()).digest() for number in range(rounds * count)]
+    rows = [prediction_row(scope, digest, scored, MOMENT) for digest in digests]
 
     def work(backwards: bool) -> None:
         engine = connect(postgres_url)
@@ -105,10 +105,6 @@ def test_two_who_write_the_same_rows_in_opposite_orders_wait_and_do_not_deadlock
             done.result(120)
     with reading(connect(postgres_url)) as connection:
         assert connection.execute(select(func.count()).select_from(prediction)).scalar_one() == rounds * count
-
-
-def first_insert_wins(statement: Any) -> Any:
-    return statement.on_conflict_do_nothing(index_elements=PREDICTED)
 
 
 def test_a_ghost_and_its_retry_commit_each_row_once(database_url: str) -> None:

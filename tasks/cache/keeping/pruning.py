@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -19,7 +18,7 @@ from sqlalchemy import Column, ColumnElement, Connection, Engine, and_, delete, 
 from sqlalchemy.exc import OperationalError
 
 from tasks.cache import blocking
-from tasks.cache.database import is_sqlite, reading, repeated, writing
+from tasks.cache.database import is_sqlite, reading, reading_one_moment, repeated, writing
 from tasks.cache.keeping import retention
 from tasks.cache.keeping.counting import count
 from tasks.cache.keeping.dropping import drop_partition
@@ -100,7 +99,7 @@ class Pruned:
 def look(engine: Engine, asked: Retention) -> Pruned:
     """A dry run: count what would go, and change nothing. Raises ConfigurationError."""
     check_owner(engine, "prune")
-    with _snapshot(engine) as connection:
+    with reading_one_moment(engine) as connection:
         return _look(connection, retention.going_of(connection, asked))
 
 
@@ -112,7 +111,7 @@ def prune(engine: Engine, asked: Retention, left: Left = _untold) -> Pruned:
     minutes.
     """
     check_owner(engine, "prune")
-    with _snapshot(engine) as connection:
+    with reading_one_moment(engine) as connection:
         going = retention.going_of(connection, asked)
         before = _look(connection, going)
     removed = {VANISHED: _prune_images(engine, going, left)}
@@ -121,7 +120,7 @@ def prune(engine: Engine, asked: Retention, left: Left = _untold) -> Pruned:
     )
     removed[OLD] = _prune_old(engine, going, left)
     removed[ORPHANS] = _prune_orphans(engine, going, left)
-    with _snapshot(engine) as connection:
+    with reading_one_moment(engine) as connection:
         after = {table.name: count(connection, select(table)) for table in (image, prediction)}
     steps = [Step(step.what, step.table, step.found, removed[step.what]) for step in before.steps]
     changes = [_change(change, steps, after[change.table]) for change in before.changes]
@@ -132,15 +131,6 @@ def prune(engine: Engine, asked: Retention, left: Left = _untold) -> Pruned:
 def _change(before: Change, steps: Sequence[Step], after: int) -> Change:
     removed = sum(step.removed for step in steps if step.table == before.table)
     return Change(before.table, before.before, removed, after - before.before + removed, after)
-
-
-@contextmanager
-def _snapshot(engine: Engine) -> Iterator[Connection]:
-    """All counts are of one moment."""
-    with reading(engine) as connection:
-        if not is_sqlite(engine):
-            connection = connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-        yield connection
 
 
 def _look(connection: Connection, going: Going) -> Pruned:

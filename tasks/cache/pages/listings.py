@@ -25,13 +25,13 @@ from sqlalchemy import (
     Select,
     Table,
     Text,
-    func,
     literal,
     select,
     tuple_,
 )
 
-from tasks.cache.database import is_sqlite, reading
+from tasks.cache.database import reading, reading_one_moment
+from tasks.cache.keeping import counting
 from tasks.cache.naming import labels_of, stage_of, top_k
 from tasks.cache.pages import gallery
 from tasks.cache.pages.filters import key_range
@@ -216,17 +216,14 @@ def reviews(pipeline: str) -> Listing:
 def count(engine: Engine, listing: Listing) -> int:
     """How many rows there are, counted one by one."""
     with reading(engine) as connection:
-        return _count(connection, listing)
+        return counting.count(connection, listing.query)
 
 
 @contextmanager
 def snapshot(engine: Engine, listing: Listing) -> Iterator[Snapshot]:
     """The rows as they come, and their number before the first: both of one moment, whatever is written meanwhile."""
-    with reading(engine) as connection:
-        if not is_sqlite(engine):
-            # In SQLite a transaction reads what was there when it began to.
-            connection = connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-        number, labels = _count(connection, listing), _labels(connection, listing)
+    with reading_one_moment(engine) as connection:
+        number, labels = counting.count(connection, listing.query), _labels(connection, listing)
         query = listing.query.order_by(*_ordered(listing))
         found = connection.execution_options(yield_per=PAGE_ROWS).execute(query)
         try:
@@ -276,10 +273,6 @@ def _written(value: Any) -> str:
 
 def _ordered(listing: Listing) -> list[ColumnElement[Any]]:
     return [part.desc() if listing.newest_first else part for part in listing.order]
-
-
-def _count(connection: Connection, listing: Listing) -> int:
-    return int(connection.execute(select(func.count()).select_from(listing.query.subquery())).scalar_one())
 
 
 def _labels(connection: Connection, listing: Listing) -> Mapping[int, str]:
